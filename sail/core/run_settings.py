@@ -1,0 +1,272 @@
+"""The settings of a run: one section per stage, defaults are vetted settings (their source beside them)."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from sail.core.settings import Settings, execution, meaning
+
+
+class DataSettings(Settings):
+    """A named source of prompts, demonstrations or preference pairs."""
+
+    path: str = meaning(doc="Hub id, file (jsonl, json, parquet, .gz) or folder of such files")
+    name: str | None = meaning(None, "configuration of a Hub dataset")
+    split: str | None = meaning(None, "split, or split[:n]")
+    limit: int | None = meaning(None, "use the first n rows", gt=0)
+    offset: int = meaning(0, "skip the first n rows", ge=0)
+    format: Literal["auto", "columns", "hh"] = meaning("auto", "hh: whole transcripts with Human: / Assistant: turns")
+    columns: dict[str, str] = meaning({}, "rename: {prompt: question, chosen: response_a}")
+    overlong: Literal["error", "drop"] = meaning("error", "what to do with a row longer than the context")
+
+
+class RewardFitSettings(Settings):
+    """A Bradley-Terry reward model, fitted on a data source (Bradley and Terry 1952; Ouyang et al. 2203.02155)."""
+
+    data: str = meaning(doc="name of the data source with preference pairs")
+    init_from: str | None = meaning(None, "model to start from; default: the policy's starting model")
+    steps: int | None = meaning(None, "optimizer steps; default: from epochs", gt=0)
+    epochs: float = meaning(1.0, gt=0)
+    train_batch_size: int = meaning(64, "pairs per optimizer step", gt=0)
+    learning_rate: float = meaning(1e-5, gt=0)
+    weight_decay: float = meaning(0.0, ge=0)
+    holdout: float = meaning(0.1, "share of pairs kept for accuracy and temperature", ge=0, lt=1)
+    max_tokens_per_microbatch: int = execution(16384, gt=0)
+
+
+class RewardModelLabeler(Settings):
+    kind: Literal["reward_model"] = meaning("reward_model")
+    path: str | None = meaning(None, "sequence-classification model, with its own tokenizer and template")
+    fit: RewardFitSettings | None = meaning(None, "or fit one here")
+    batch_size: int = execution(32, gt=0)
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> "RewardModelLabeler":
+        if (self.path is None) == (self.fit is None):
+            raise ValueError("a reward_model needs exactly one of path (an existing model) and fit (train one)")
+        return self
+
+
+class CallableLabeler(Settings):
+    kind: Literal["callable"] = meaning("callable")
+    path: str = meaning(doc="module:function, f(examples) -> list of floats")
+
+
+LabelerSettings = Annotated[RewardModelLabeler | CallableLabeler, Field(discriminator="kind")]
+
+
+class PromptSettings(Settings):
+    source: str = meaning(alias="from", doc="name of the data source the prompts come from")
+    per_round: int | None = meaning(None, "prompts a round; default: all of them every round", gt=0)
+
+
+class LabelSettings(Settings):
+    """How the pairs of a route get their labels (docs/methods.md, the label table)."""
+
+    by: str = meaning(doc="a data source, a labeler, 'policy', or 'none'")
+    mode: Literal["hard", "sampled", "soft"] | None = meaning(None, "default: soft by the policy, else hard")
+    when: Literal["fresh", "frozen"] = meaning("fresh", "labels by the policy: at the current parameters, or once")
+    temperature: float = meaning(1.0, "P(A over B) = sigmoid((r_A - r_B) / temperature)", gt=0)
+
+
+class LossSettings(Settings):
+    type: str = meaning(doc="a row of `sail methods`")
+    params: dict[str, float] = meaning({}, "the loss's own parameters, such as beta")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _flat_parameters(cls, values: Any) -> Any:
+        if not isinstance(values, dict):
+            return values
+        params = {k: v for k, v in values.items() if k not in ("type", "params")}
+        kept = {k: v for k, v in values.items() if k in ("type", "params")}
+        return kept | {"params": {**values.get("params", {}), **params}}
+
+
+class RouteSettings(Settings):
+    """One stream of rows into the update: who responds, who labels, which share of the batch."""
+
+    responses: str = meaning(doc="a data source, or 'policy'")
+    labels: LabelSettings = meaning(doc="who says which response is better")
+    num_generations: int = meaning(2, "samples per prompt", ge=1)
+    keep: Literal["all", "best_worst", "random"] = meaning("all", "which pairs of a prompt's samples are kept")
+    share: float | Literal["rest"] = meaning("rest", "share of the global batch")
+    weight: float | None = meaning(None, "factor of this route's mean loss; default: its share", ge=0)
+    sail_coef: float = meaning(0.0, "c of the label table: 1 is the exact gradient, 0 drops the extra terms", ge=0)
+    loss: LossSettings | None = meaning(None, "default: the phase's loss")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _short_labels(cls, values: Any) -> Any:
+        """`labels: rm, label_mode: soft` is short for `labels: {by: rm, mode: soft}`."""
+        if not isinstance(values, dict):
+            return values
+        short = {key: values[f"label_{key}"] for key in ("mode", "when", "temperature") if f"label_{key}" in values}
+        kept = {key: value for key, value in values.items() if key.removeprefix("label_") not in short}
+        labels = values.get("labels")
+        if isinstance(labels, str):
+            labels = {"by": labels}
+        if isinstance(labels, dict):
+            kept["labels"] = labels | short
+        return kept
+
+    @field_validator("share")
+    @classmethod
+    def _share_is_a_share(cls, share: Any) -> Any:
+        if share != "rest" and not 0 <= share <= 1:
+            raise ValueError("a share lies in [0, 1], or is 'rest'")
+        return share
+
+
+class HygieneSettings(Settings):
+    """What is dropped, counted, before pairs reach the update."""
+
+    truncated: Literal["drop", "keep"] = meaning("drop", "samples cut at max_completion_length")
+    empty: Literal["drop", "keep"] = meaning("drop", "samples without a single token of text")
+    identical: Literal["drop", "keep"] | None = meaning(
+        None, "pairs of equal responses; default: keep if sail_coef > 0"
+    )
+    ties: Literal["drop", "keep"] | None = meaning(None, "hard labels without a winner; kept ones become p = 1/2")
+    min_margin: float = meaning(0.0, "drop pairs whose scores differ by less", ge=0)
+
+
+class GenerationSettings(Settings):
+    engine: str = meaning("vllm", "a row of `sail methods`")
+    temperature: float = meaning(1.0, gt=0)
+    top_p: float = meaning(1.0, gt=0, le=1)
+    top_k: int = meaning(0, "0: off", ge=0)
+    min_p: float = meaning(0.0, ge=0, lt=1)
+    min_tokens: int = meaning(0, ge=0)
+    max_completion_length: int = meaning(256, "tokens", gt=0)
+    stop: tuple[str, ...] = meaning((), "stop strings")
+    stop_token_ids: tuple[int, ...] = meaning((), "stop tokens beside the model's own EOS ids")
+    shard_size: int = execution(64, "prompts per committed shard", gt=0)
+    batch_size: int = execution(128, "samples per forward pass of the transformers engine", gt=0)
+
+
+class VllmSettings(Settings):
+    """The server; every key of `args` is one of vLLM's own options."""
+
+    mode: Literal["server", "external"] = execution("server")
+    server_urls: tuple[str, ...] = execution((), "mode external: where the servers listen")
+    dtype: str = meaning("auto", "float32 on CPU, bfloat16 on GPU")
+    port: int = execution(0, "0: a free one", ge=0, le=65535)
+    kv_cache_gib: float = execution(1.0, "CPU only", gt=0)
+    max_num_seqs: int = execution(256, gt=0)
+    max_model_len: int | None = execution(None, "default: the model's context", gt=0)
+    gpus: tuple[int, ...] = execution((), "CUDA devices of the server; default: all visible")
+    start_timeout_s: float = execution(600.0, gt=0)
+    request_timeout_s: float = execution(300.0, gt=0)
+    max_retries: int = execution(4, "of one seeded request", ge=0)
+    concurrency: int = execution(64, "requests in flight", gt=0)
+    verify_tolerance: float | None = execution(None, "nats; default 1e-3 in float32, 0.5 in bfloat16", gt=0)
+    args: dict[str, Any] = execution({}, "passed through: {tensor-parallel-size: 2}")
+
+
+class RoundSettings(Settings):
+    init_from: Literal["previous", "base"] = meaning("previous", "where a round's update starts")
+    reference: str = meaning("base", "'base' (the phase's start), 'previous', or the name of an earlier phase")
+    data: Literal["all", "new"] = meaning("new", "policy samples of all rounds so far, or this round's")
+    optimizer: Literal["carry", "restart"] = meaning("restart", "state and schedule across rounds")
+
+
+class LoraSettings(Settings):
+    """Hu et al. 2106.09685, through peft."""
+
+    r: int = meaning(16, gt=0)
+    alpha: float = meaning(32.0, gt=0)
+    dropout: float = meaning(0.0, ge=0, lt=1)
+    target_modules: tuple[str, ...] | Literal["all-linear"] = meaning("all-linear")
+
+
+class UpdateSettings(Settings):
+    """One round's update. AdamW (.9, .95), cosine, warm-up .1, clip 1: the DPO family's common recipe."""
+
+    steps: int | None = meaning(None, "optimizer steps a round; default: from epochs", gt=0)
+    epochs: float = meaning(1.0, "passes over the largest route's share of rows", gt=0)
+    train_batch_size: int = meaning(128, "rows per optimizer step, over all processes", gt=0)
+    learning_rate: float = meaning(5e-7, gt=0)
+    optimizer: Literal["adamw", "rmsprop", "sgd"] = meaning("adamw")
+    adam_beta1: float = meaning(0.9, ge=0, lt=1)
+    adam_beta2: float = meaning(0.95, ge=0, lt=1)
+    adam_epsilon: float = meaning(1e-8, gt=0)
+    weight_decay: float = meaning(0.0, ge=0)
+    lr_scheduler_type: Literal["cosine", "linear", "constant"] = meaning("cosine")
+    warmup_ratio: float = meaning(0.1, "share of the schedule's horizon", ge=0, le=1)
+    horizon: int | None = meaning(None, "steps of the schedule; default: the round's", gt=0)
+    max_grad_norm: float = meaning(1.0, "0: no clipping", ge=0)
+    baseline: Literal["running_mean", "none"] = meaning("running_mean", "b of the label table")
+    bf16: bool = meaning(False, "autocast over fp32 master weights")
+    max_tokens_per_microbatch: int = execution(16384, "padded tokens of one forward pass", gt=0)
+    gradient_checkpointing: bool = execution(False)
+    save_steps: int = execution(100, "steps between step checkpoints", gt=0)
+    logging_steps: int = execution(1, gt=0)
+
+
+class ImportanceSettings(Settings):
+    """Weights pi_theta / behaviour for samples that went stale within or across rounds."""
+
+    mode: Literal["none", "truncate", "sequence_mask"] = meaning("none")
+    cap: float = meaning(2.0, gt=0)
+    apply_to: Literal["all", "score"] = meaning("all", "'all' is exact, 'score' leaves an error")
+
+
+class EvaluationSettings(Settings):
+    prompts: str | None = meaning(None, "data source; default: held-out prompts of the training prompts")
+    num_prompts: int = meaning(128, "0: no evaluation", ge=0)
+    num_generations: int = meaning(2, "samples per prompt; 2 allow on-policy accuracy", ge=1)
+    scorers: tuple[str, ...] = meaning((), "labelers that score the samples; the first is the headline")
+    pairs: str | None = meaning(None, "data source of held-out pairs, for off-policy implicit accuracy")
+    temperature: float = meaning(1.0, gt=0)
+    every: int = meaning(1, "rounds between evaluations", gt=0)
+
+
+class PhaseSettings(Settings):
+    """One loop: num_rounds of generation, labels, update; num_rounds 0 is a single offline update."""
+
+    name: str = execution("main", "names the phase in reports and references")
+    preset: str | None = execution(None, "the method this phase started from")
+    num_rounds: int = execution(0, "0: offline", ge=0)
+    prompts: PromptSettings | None = meaning(None)
+    routes: dict[str, RouteSettings] = meaning(doc="named streams of rows")
+    loss: LossSettings = meaning(doc="the loss of every route that has none of its own")
+    round: RoundSettings = meaning(RoundSettings())
+    update: UpdateSettings = meaning(UpdateSettings())
+    generation: GenerationSettings = meaning(GenerationSettings())
+    importance_sampling: ImportanceSettings = meaning(ImportanceSettings())
+    hygiene: HygieneSettings = meaning(HygieneSettings())
+    evaluation: EvaluationSettings = meaning(EvaluationSettings())
+
+    @field_validator("routes")
+    @classmethod
+    def _some_route(cls, routes: dict[str, RouteSettings]) -> dict[str, RouteSettings]:
+        if not routes:
+            raise ValueError("a phase needs at least one route")
+        return routes
+
+
+class RunSettings(Settings):
+    """Everything a run is made of."""
+
+    model_name_or_path: str = meaning(doc="the starting policy: a folder or a Hub id")
+    revision: str | None = meaning(None, "branch, tag or commit of a Hub model")
+    seed: int = meaning(0, ge=0)
+    max_length: int | None = meaning(None, "tokens of prompt and response; default: the model's context", gt=0)
+    chat_template: str | None = meaning(None, "file with a Jinja template, for tokenizers without one")
+    lora: LoraSettings | None = meaning(None)
+    data: dict[str, DataSettings] = meaning(doc="named sources")
+    labelers: dict[str, LabelerSettings] = meaning({}, "named labelers")
+    vllm: VllmSettings = meaning(VllmSettings())
+    phases: tuple[PhaseSettings, ...] = meaning(doc="each starts from the last checkpoint of the one before")
+    report_to: tuple[str, ...] = execution((), "trackers: tensorboard")
+    log_interval_s: float = execution(10.0, "a progress line every so often where there is no terminal", gt=0)
+
+    @field_validator("phases")
+    @classmethod
+    def _some_phase(cls, phases: tuple[PhaseSettings, ...]) -> tuple[PhaseSettings, ...]:
+        if not phases:
+            raise ValueError("a run needs at least one phase")
+        names = [phase.name for phase in phases]
+        if len(set(names)) != len(names):
+            raise ValueError(f"phase names must differ: {names}")
+        return phases

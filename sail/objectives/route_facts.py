@@ -1,0 +1,54 @@
+"""What the rules need to know of a route, and what they answer."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class RouteFacts:
+    """One route of a run, reduced to what decides whether its gradient is right. Defaults are the harmless ones."""
+
+    loss: str
+    """a name or alias of LOSSES"""
+    responses_from_policy: bool
+    """some response of the route is drawn from the policy that is being trained"""
+    labels_by: Literal["others", "policy", "none"]
+    mode: Literal["hard", "sampled", "soft"] = "hard"
+    when: Literal["fresh", "frozen"] = "fresh"
+    """of labels by the policy: computed at the current parameters, or stored once"""
+    sail_coef: float = 0.0
+    num_generations: int = 2
+    keep: Literal["all", "best_worst", "random"] = "all"
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    """<= 0: off"""
+    min_p: float = 0.0
+    min_tokens: int = 0
+    stale: bool = False
+    """samples may be older than the policy that trains on them (more than one optimizer step per generation)"""
+    importance_mode: Literal["sequence_mask", "truncate", "none"] = "sequence_mask"
+    importance_apply_to: Literal["all", "score"] = "all"
+    policy_is_reference: bool = False
+    """the policy that writes frozen labels equals the reference, as in the first round from the base model"""
+    filters: bool = False
+    """some drawn pairs are left out: truncated ones, near-ties, identical ones"""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something a route may not do (refused) or should know (warned), with what to change."""
+
+    level: Literal["refused", "warned"]
+    problem: str
+    cure: str
+
+
+def refused(problem: str, cure: str) -> Finding:
+    """A finding that stops the run before it starts."""
+    return Finding("refused", problem, cure)
+
+
+def warned(problem: str, cure: str) -> Finding:
+    """A finding that is printed and recorded."""
+    return Finding("warned", problem, cure)

@@ -1,0 +1,143 @@
+"""What is refused and what is warned about before anything runs (DESIGN.md section 2).
+
+Each rule is a generator over one RouteFacts; check_route runs them all. Where the cure says "sail_coef 0" the route
+is still a valid one: iterative or online DPO.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+
+from sail.core.errors import UserError
+from sail.objectives import find_loss
+from sail.objectives.route_facts import Finding, RouteFacts, refused, warned
+
+Rule = Callable[[RouteFacts], Iterator[Finding]]
+
+
+def check_route(facts: RouteFacts) -> list[Finding]:
+    """Every finding about a route, refusals first; an empty list is a clean bill. Nothing is raised."""
+    try:
+        find_loss(facts.loss)
+    except UserError as error:
+        return [refused(error.problem, error.cure)]
+    findings = [finding for rule in RULES for finding in rule(facts)]
+    return sorted(findings, key=lambda finding: finding.level)
+
+
+def _loss_and_labels_fit(facts: RouteFacts) -> Iterator[Finding]:
+    row = find_loss(facts.loss)
+    if facts.labels_by == "policy" and row.link is None:
+        yield refused(
+            f"labels: policy needs a loss with a preference link, and {facts.loss} has none",
+            "Use dpo or ipo, or labels by a reward model or a judge",
+        )
+    if facts.labels_by == "none" and row.unit == "pair":
+        yield refused(f"{facts.loss} is a loss of labelled pairs and the route has labels: none", "Name a labeler")
+
+
+def _coefficient_means_something(facts: RouteFacts) -> Iterator[Finding]:
+    c = facts.sail_coef
+    if not (math.isfinite(c) and c >= 0.0):
+        yield refused(f"sail_coef is {c}", "Use a finite number >= 0; 0 is online DPO")
+    elif c > 0.0 and (find_loss(facts.loss).unit != "pair" or facts.labels_by == "none"):
+        yield refused("sail_coef acts on labelled pairs, and this route has none", "Set sail_coef: 0")
+    elif c > 0.0 and not facts.responses_from_policy and not _has_label_term(facts):
+        yield refused(
+            "sail_coef does nothing here: neither the responses nor a drawn label depends on the policy",
+            "Set sail_coef: 0, or responses: policy, or labels: {by: policy, when: fresh, mode: soft}",
+        )
+
+
+def _score_term_is_exact(facts: RouteFacts) -> Iterator[Finding]:
+    if not (facts.sail_coef > 0.0 and facts.responses_from_policy):
+        return
+    if facts.keep == "best_worst":
+        yield refused(
+            f"best of {facts.num_generations} against worst with sail_coef > 0: the pair is no draw from the policy",
+            "Set sail_coef: 0 (iterative DPO), or keep: all (for two generations the same pairs)",
+        )
+    cut = _truncations(facts)
+    if cut:
+        yield refused(
+            f"{', '.join(cut)} with sail_coef > 0: samples from a truncated support cannot be repaired by weights",
+            "Sample with top_p: 1, top_k: 0, min_p: 0, min_tokens: 0, or set sail_coef: 0",
+        )
+    if facts.temperature != 1.0 and facts.importance_mode == "none":
+        yield refused(
+            f"temperature {facts.temperature} with sail_coef > 0 and no importance weights",
+            "Set temperature: 1, or importance_sampling: {mode: sequence_mask, apply_to: all}",
+        )
+
+
+def _score_term_is_biased(facts: RouteFacts) -> Iterator[Finding]:
+    if not (facts.sail_coef > 0.0 and facts.responses_from_policy):
+        return
+    if facts.stale and facts.importance_mode == "none":
+        yield warned(
+            "stale samples without importance weights: the gradient is that of another objective",
+            "Set importance_sampling: {mode: sequence_mask, apply_to: all}, or steps_per_generation: 1",
+        )
+    if facts.importance_mode != "none" and facts.importance_apply_to == "score":
+        yield warned(
+            "weighing only the score term leaves an error on stale or tempered samples (40 % on a toy)",
+            "Set importance_sampling.apply_to: all",
+        )
+    if facts.filters:
+        yield warned(
+            "pairs are filtered while sail_coef > 0: the score term and its baseline assume every drawn pair",
+            "Keep identical, truncated and near-tied pairs in, or set sail_coef: 0",
+        )
+
+
+def _policy_labels_carry_signal(facts: RouteFacts) -> Iterator[Finding]:
+    if facts.labels_by != "policy":
+        return
+    if facts.when == "frozen":
+        yield from _frozen_labels(facts)
+    elif facts.mode == "hard":
+        yield warned("hard labels by the policy amplify its own opinion", "Use mode: soft or sampled")
+    elif facts.sail_coef == 0.0 and facts.mode == "soft":
+        yield refused(
+            "fresh soft labels by the policy with sail_coef 0: the gradient is exactly zero",
+            "Set sail_coef > 0 (beta is the default), or labels by others",
+        )
+    elif facts.sail_coef == 0.0:
+        yield warned(
+            "fresh sampled labels by the policy with sail_coef 0: the gradient is noise of mean zero",
+            "Set sail_coef > 0 (beta is the default), or labels by others",
+        )
+
+
+def _frozen_labels(facts: RouteFacts) -> Iterator[Finding]:
+    if facts.policy_is_reference:
+        yield refused(
+            "frozen labels by a policy that equals its reference: every log-ratio is 0, so every pair is a tie",
+            "Use when: fresh, or start from a policy that has been trained against this reference",
+        )
+    yield warned(
+        "frozen labels by the policy are another algorithm than SAIL-PP and SAIL-DP (gradient cosine .58)",
+        "Use when: fresh, unless this is the ablation",
+    )
+
+
+def _has_label_term(facts: RouteFacts) -> bool:
+    return facts.labels_by == "policy" and facts.when == "fresh" and facts.mode != "hard"
+
+
+def _truncations(facts: RouteFacts) -> list[str]:
+    cut = {
+        f"top_p {facts.top_p}": facts.top_p < 1.0,
+        f"top_k {facts.top_k}": facts.top_k > 0,
+        f"min_p {facts.min_p}": facts.min_p > 0.0,
+        f"min_tokens {facts.min_tokens}": facts.min_tokens > 0,
+    }
+    return [name for name, applies in cut.items() if applies]
+
+
+RULES: tuple[Rule, ...] = (
+    _loss_and_labels_fit,
+    _coefficient_means_something,
+    _score_term_is_exact,
+    _score_term_is_biased,
+    _policy_labels_carry_signal,
+)

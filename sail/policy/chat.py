@@ -1,0 +1,53 @@
+"""Conversations to token ids and back, once: nothing sampled is ever tokenised again."""
+
+from collections.abc import Sequence
+
+from transformers import PreTrainedTokenizerBase
+
+from sail.core.errors import UserError
+from sail.core.records import Message
+
+
+def prompt_ids(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> tuple[int, ...]:
+    """Ids of a conversation up to and including the generation prompt, with one BOS where the model has one."""
+    ids = _encode(tokenizer, _render(tokenizer, messages, add_generation_prompt=True))
+    if len(ids) > 1 and ids[0] == ids[1] == tokenizer.bos_token_id:
+        raise UserError(
+            "the chat template gives two BOS tokens", where="chat_template", cure="Write bos_token once in the template"
+        )
+    return ids
+
+
+def response_ids(
+    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], response: str, eos: Sequence[int]
+) -> tuple[int, ...]:
+    """Ids of a written response as the policy would have sampled it: the content, then one EOS.
+
+    The template renders prompt and response together and the prompt's text is cut off, so that template marks around
+    the response are kept; what a template writes after EOS (Qwen's newline) is not, a sampler stops before it.
+    """
+    before = _render(tokenizer, messages, add_generation_prompt=True)
+    whole = _render(tokenizer, [*messages, Message(role="assistant", content=response)], add_generation_prompt=False)
+    tail = whole[len(before) :] if whole.startswith(before) else response
+    ids = _encode(tokenizer, tail)
+    end = next((position for position, token in enumerate(ids) if token in eos), None)
+    if end is not None:
+        return ids[: end + 1]
+    return (*ids, tokenizer.eos_token_id) if tokenizer.eos_token_id is not None else ids
+
+
+def response_text(tokenizer: PreTrainedTokenizerBase, token_ids: Sequence[int]) -> str:
+    """The text people, judges and reward models read."""
+    return str(tokenizer.decode(list(token_ids), skip_special_tokens=True)).strip()
+
+
+def _render(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], *, add_generation_prompt: bool) -> str:
+    return str(
+        tokenizer.apply_chat_template(
+            [dict(message) for message in messages], add_generation_prompt=add_generation_prompt, tokenize=False
+        )
+    )
+
+
+def _encode(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[int, ...]:
+    return tuple(tokenizer(text, add_special_tokens=False)["input_ids"])

@@ -1,0 +1,157 @@
+"""Models from folders and the Hub, and back: full weights or a LoRA adapter, with tokenizer and chat template."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from sail.core.artifacts import Artifact, Leaf, leaf
+from sail.core.errors import UserError
+from sail.core.run_settings import LoraSettings
+
+Checkpoint = Artifact | Leaf
+"""A policy, reward or reference model: a stage's artifact, or the user's own folder."""
+
+_MODEL_FOLDER = "model"
+_ADAPTER_CONFIG = "adapter_config.json"
+
+
+def model_folder(checkpoint: Checkpoint) -> Path:
+    """Where from_pretrained finds the checkpoint."""
+    return checkpoint.path / _MODEL_FOLDER if isinstance(checkpoint, Artifact) else checkpoint.path
+
+
+def resolve_model(name_or_path: str, revision: str | None = None, where: str = "model_name_or_path") -> Leaf:
+    """A local folder by content, a Hub model by its commit."""
+    path = Path(name_or_path).expanduser()
+    if path.exists():
+        if not (path / "config.json").exists():
+            raise UserError(
+                f"{name_or_path!r} holds no config.json", where=where, cure="Give a Hugging Face model folder"
+            )
+        return leaf(path.resolve(), where)
+    return _from_hub(name_or_path, revision, where)
+
+
+def _from_hub(name: str, revision: str | None, where: str) -> Leaf:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    if name.startswith((".", "/", "~")) or name.count("/") > 1:
+        raise UserError(
+            f"no such folder: {name!r}", where=where, cure="Check the path, or give a Hub id such as org/model"
+        )
+    try:
+        snapshot = Path(snapshot_download(name, revision=revision))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        raise UserError(
+            f"{name!r} is no folder here and could not be had from the Hub ({type(error).__name__})",
+            where=where, cure="Check the name, the network and your Hub token, or give a local folder",
+        ) from error  # fmt: skip
+    return Leaf(snapshot, snapshot.name)  # the snapshot's folder is named by its commit
+
+
+def load_tokenizer(checkpoint: Checkpoint, chat_template: str | None = None) -> PreTrainedTokenizerBase:
+    """The tokenizer of a policy, with a chat template or a clear refusal."""
+    tokenizer = AutoTokenizer.from_pretrained(model_folder(checkpoint))
+    if chat_template is not None:
+        tokenizer.chat_template = leaf(Path(chat_template), "chat_template").path.read_text()
+    if tokenizer.chat_template is None:
+        raise UserError(
+            f"the tokenizer in {model_folder(checkpoint)} has no chat template", where="model_name_or_path",
+            cure="Set chat_template: to a file with a Jinja template",
+        )  # fmt: skip
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def load_policy(checkpoint: Checkpoint, *, trainable: bool = False) -> PreTrainedModel:
+    """The causal language model of a checkpoint, fp32 (master) weights, in eval mode.
+
+    An adapter checkpoint is its base model with the adapter on top, never a merge.
+    """
+    folder = model_folder(checkpoint)
+    if not (folder / _ADAPTER_CONFIG).exists():
+        return _load_full(folder)
+    from peft import PeftConfig, PeftModel
+
+    base = _load_full(Path(str(PeftConfig.from_pretrained(str(folder)).base_model_name_or_path)))
+    return PeftModel.from_pretrained(base, str(folder), is_trainable=trainable).eval()
+
+
+def _load_full(folder: Path) -> PreTrainedModel:
+    with quiet_loading():
+        return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+
+
+def add_adapter(model: PreTrainedModel, lora: LoraSettings, seed: int) -> PreTrainedModel:
+    """Wrap a full model in a fresh LoRA adapter, which starts as the identity."""
+    from peft import LoraConfig, get_peft_model
+
+    torch.manual_seed(seed)
+    targets: Any = lora.target_modules if isinstance(lora.target_modules, str) else list(lora.target_modules)
+    config = LoraConfig(
+        r=lora.r, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=targets, task_type="CAUSAL_LM"
+    )
+    return get_peft_model(model, config)
+
+
+def is_adapter(checkpoint: Checkpoint) -> bool:
+    return (model_folder(checkpoint) / _ADAPTER_CONFIG).exists()
+
+
+def save_policy(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, artifact_folder: Path) -> None:
+    """Write the folder that from_pretrained, vLLM and the next round load."""
+    folder = artifact_folder / _MODEL_FOLDER
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def export_merged(checkpoint: Checkpoint, folder: Path) -> Path:
+    """A full-weight copy of an adapter checkpoint, for a sampler that takes no adapters."""
+    model = load_policy(checkpoint)
+    model.merge_and_unload().save_pretrained(folder)  # type: ignore[operator]
+    AutoTokenizer.from_pretrained(model_folder(checkpoint)).save_pretrained(folder)
+    return folder
+
+
+def context_length(checkpoint: Checkpoint) -> int:
+    """Tokens of prompt and response together that the model can take."""
+    folder = model_folder(checkpoint)
+    if is_adapter(checkpoint):
+        from peft import PeftConfig
+
+        folder = Path(str(PeftConfig.from_pretrained(str(folder)).base_model_name_or_path))
+    config = AutoConfig.from_pretrained(folder)
+    return int(getattr(config, "max_position_embeddings", 0) or getattr(config, "n_positions", 0) or 1 << 20)
+
+
+def eos_ids(model_or_checkpoint: Checkpoint, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+    """Every id that ends a response: the tokenizer's EOS and those of the generation config."""
+    ids = {tokenizer.eos_token_id} if tokenizer.eos_token_id is not None else set()
+    config_file = model_folder(model_or_checkpoint) / "generation_config.json"
+    if config_file.exists():
+        import json
+
+        listed = json.loads(config_file.read_text()).get("eos_token_id")
+        ids |= set(listed) if isinstance(listed, list) else {listed} - {None}
+    return tuple(sorted(ids))
+
+
+@contextmanager
+def quiet_loading() -> Iterator[None]:
+    """No weight-loading bars: a round loads several small models."""
+    from transformers.utils import logging
+
+    enabled = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if enabled and not os.environ.get("HF_HUB_DISABLE_PROGRESS_BARS"):
+            logging.enable_progress_bar()

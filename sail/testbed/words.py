@@ -1,0 +1,42 @@
+"""The words of the tiny review language: 123 of them, which with five marks make a vocabulary of 128.
+
+A prompt is "TOPIC in PLACE on OCCASION"; only the topic matters to the gold rewards, place and occasion make
+the prompts many (24 x 20 x 16 = 7,680). A response is a review, "the NOUN was [very] ADJ and|but|." again and again.
+"""
+
+PAD, BOS, EOS, SEP, UNK = MARKS = ("<pad>", "<bos>", "<eos>", "<sep>", "<unk>")
+
+TOPICS = tuple(
+    "film book meal hotel phone song game concert museum beach garden train camera laptop lecture "
+    "recipe painting festival market bakery theatre castle ferry zoo".split()
+)
+PLACES = tuple(
+    "paris rome oslo cairo lima tokyo delhi boston dublin vienna prague lisbon havana nairobi "
+    "sydney quebec seoul athens warsaw malta".split()
+)
+OCCASIONS = tuple(
+    "monday tuesday wednesday thursday friday saturday sunday christmas easter midsummer halloween "
+    "holiday vacation business sabbatical honeymoon".split()
+)
+ASPECTS = tuple("staff price style sound view service quality design story mood crowd weather".split())
+
+POSITIVE = tuple(
+    "good great lovely superb brilliant charming delightful excellent wonderful pleasant elegant "
+    "clever fresh friendly graceful splendid".split()
+)
+NEGATIVE = tuple(
+    "bad awful dull boring terrible ugly clumsy horrible noisy dirty rude stale dreadful shabby weak bland".split()
+)
+NEUTRAL = tuple("quiet large modern plain small simple ordinary average".split())
+INTENSIFIERS = tuple("very really truly quite".split())
+
+ARTICLE, COPULA, STOP = "the", "was", "."
+JOINERS = ("and", "but")
+PREPOSITIONS = IN, ON = ("in", "on")
+
+ADJECTIVES = POSITIVE + NEGATIVE + NEUTRAL
+NOUNS = TOPICS + ASPECTS
+REVIEW_WORDS = (ARTICLE, COPULA, STOP, *JOINERS, *INTENSIFIERS, *ADJECTIVES, *NOUNS)
+PROMPT_WORDS = (*PREPOSITIONS, *PLACES, *OCCASIONS)
+
+VOCABULARY = (*MARKS, *REVIEW_WORDS, *PROMPT_WORDS)
