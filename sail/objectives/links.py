@@ -18,7 +18,7 @@ def dpo_link(a: Responses, b: Responses, *, beta: float = 0.1) -> Tensor:
 
 
 def ipo_link(a: Responses, b: Responses, *, beta: float = 0.1) -> Tensor:
-    """log q(a beats b) = log clip(1/2 + beta h, 0, 1), shape [B], nats, <= 0 (arXiv 2310.12036, eqs. 10, 17).
+    """log q(a beats b) = log clip(1/2 + beta h, 0, 1), shape [B], nats, <= 0 (ipo's minimiser, arXiv 2310.12036).
 
     Outside |h| <= 1/(2 beta) the preference is certain and its gradient is zero. There log 0 is replaced by the
     log of the smallest normal number (about -708 in float64), so that q log q and the gradients stay finite.

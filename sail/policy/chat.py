@@ -44,7 +44,9 @@ def response_text(tokenizer: PreTrainedTokenizerBase, token_ids: Sequence[int]) 
 def _render(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], *, add_generation_prompt: bool) -> str:
     return str(
         tokenizer.apply_chat_template(
-            [dict(message) for message in messages], add_generation_prompt=add_generation_prompt, tokenize=False
+            [{"role": message["role"], "content": message["content"]} for message in messages],
+            add_generation_prompt=add_generation_prompt,
+            tokenize=False,
         )
     )
 

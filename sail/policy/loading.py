@@ -4,7 +4,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
@@ -13,7 +13,12 @@ from sail.core.artifacts import Artifact, Leaf, leaf
 from sail.core.errors import UserError
 from sail.core.run_settings import LoraSettings
 
-Checkpoint = Artifact | Leaf
+if TYPE_CHECKING:
+    from peft import PeftModel
+
+PolicyModel: TypeAlias = "PreTrainedModel | PeftModel"
+
+Checkpoint: TypeAlias = Artifact | Leaf
 """A policy, reward or reference model: a stage's artifact, or the user's own folder."""
 
 _MODEL_FOLDER = "model"
@@ -55,11 +60,11 @@ def _from_hub(name: str, revision: str | None, where: str) -> Leaf:
     return Leaf(snapshot, snapshot.name)  # the snapshot's folder is named by its commit
 
 
-def load_tokenizer(checkpoint: Checkpoint, chat_template: str | None = None) -> PreTrainedTokenizerBase:
-    """The tokenizer of a policy, with a chat template or a clear refusal."""
+def load_tokenizer(checkpoint: Checkpoint, chat_template: Leaf | None = None) -> PreTrainedTokenizerBase:
+    """The tokenizer of a policy, with a chat template (its own, or the user's file) or a clear refusal."""
     tokenizer = AutoTokenizer.from_pretrained(model_folder(checkpoint))
     if chat_template is not None:
-        tokenizer.chat_template = leaf(Path(chat_template), "chat_template").path.read_text()
+        tokenizer.chat_template = chat_template.path.read_text()
     if tokenizer.chat_template is None:
         raise UserError(
             f"the tokenizer in {model_folder(checkpoint)} has no chat template", where="model_name_or_path",
@@ -70,7 +75,7 @@ def load_tokenizer(checkpoint: Checkpoint, chat_template: str | None = None) -> 
     return tokenizer
 
 
-def load_policy(checkpoint: Checkpoint, *, trainable: bool = False) -> PreTrainedModel:
+def load_policy(checkpoint: Checkpoint, *, trainable: bool = False) -> PolicyModel:
     """The causal language model of a checkpoint, fp32 (master) weights, in eval mode.
 
     An adapter checkpoint is its base model with the adapter on top, never a merge.
@@ -89,7 +94,7 @@ def _load_full(folder: Path) -> PreTrainedModel:
         return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
 
 
-def add_adapter(model: PreTrainedModel, lora: LoraSettings, seed: int) -> PreTrainedModel:
+def add_adapter(model: PreTrainedModel, lora: LoraSettings, seed: int) -> PolicyModel:
     """Wrap a full model in a fresh LoRA adapter, which starts as the identity."""
     from peft import LoraConfig, get_peft_model
 
@@ -105,10 +110,10 @@ def is_adapter(checkpoint: Checkpoint) -> bool:
     return (model_folder(checkpoint) / _ADAPTER_CONFIG).exists()
 
 
-def save_policy(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, artifact_folder: Path) -> None:
+def save_policy(model: PolicyModel, tokenizer: PreTrainedTokenizerBase, artifact_folder: Path) -> None:
     """Write the folder that from_pretrained, vLLM and the next round load."""
     folder = artifact_folder / _MODEL_FOLDER
-    model.save_pretrained(folder)
+    model.save_pretrained(str(folder))
     tokenizer.save_pretrained(folder)
 
 

@@ -30,7 +30,8 @@ def pad_rows(rows: Sequence[Row], device: torch.device) -> PaddedRows:
     width = max(row.num_tokens for row in rows)
     input_ids = torch.zeros(len(rows), width, dtype=torch.int64)
     mask = torch.zeros(len(rows), width, dtype=torch.int64)
-    row_index, position = [], []
+    row_index: list[int] = []
+    position: list[int] = []
     for index, row in enumerate(rows):
         input_ids[index, : row.num_tokens] = torch.tensor([*row.prompt_ids, *row.response_ids])
         mask[index, : row.num_tokens] = 1

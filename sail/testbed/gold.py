@@ -1,31 +1,16 @@
 """The gold rewards: the simulated human's taste, exactly known. No learner may see them (Gao et al., 2210.10760).
 
 Both are labelers of the project's callable kind, f(examples) -> rewards, so a configuration names one by path:
-`sail.testbed.gold:hump`. An example is anything with `.prompt`, `.response` and `.finished`.
+`sail.testbed.gold:hump`. Of an example they read `.prompt` (chat messages), `.response` (its text)
+and `.finished` (it ended with EOS, not by the length limit), nothing else.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
+from sail.core.records import Example
 from sail.testbed.grammar import count_ungrammatical, first_clause
 from sail.testbed.words import ADJECTIVES, INTENSIFIERS, NEGATIVE, POSITIVE
-
-
-class Example(Protocol):
-    """A response to judge."""
-
-    @property
-    def prompt(self) -> Sequence[Mapping[str, str]]:
-        """Chat messages, each with `role` and `content`."""
-
-    @property
-    def response(self) -> str:
-        """The decoded response, without special tokens."""
-
-    @property
-    def finished(self) -> bool:
-        """True when it ended with EOS, False when the length limit cut it."""
 
 
 @dataclass(frozen=True)

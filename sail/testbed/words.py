@@ -7,28 +7,24 @@ the prompts many (24 x 20 x 16 = 7,680). A response is a review, "the NOUN was [
 PAD, BOS, EOS, SEP, UNK = MARKS = ("<pad>", "<bos>", "<eos>", "<sep>", "<unk>")
 
 TOPICS = tuple(
-    "film book meal hotel phone song game concert museum beach garden train camera laptop lecture "
-    "recipe painting festival market bakery theatre castle ferry zoo".split()
+    ["film", "book", "meal", "hotel", "phone", "song", "game", "concert", "museum", "beach", "garden", "train", "camera", "laptop", "lecture", "recipe", "painting", "festival", "market", "bakery", "theatre", "castle", "ferry", "zoo"]
 )
 PLACES = tuple(
-    "paris rome oslo cairo lima tokyo delhi boston dublin vienna prague lisbon havana nairobi "
-    "sydney quebec seoul athens warsaw malta".split()
+    ["paris", "rome", "oslo", "cairo", "lima", "tokyo", "delhi", "boston", "dublin", "vienna", "prague", "lisbon", "havana", "nairobi", "sydney", "quebec", "seoul", "athens", "warsaw", "malta"]
 )
 OCCASIONS = tuple(
-    "monday tuesday wednesday thursday friday saturday sunday christmas easter midsummer halloween "
-    "holiday vacation business sabbatical honeymoon".split()
+    ["monday", "tuesday", "wednesday", "thursday", "friday", "saturday", "sunday", "christmas", "easter", "midsummer", "halloween", "holiday", "vacation", "business", "sabbatical", "honeymoon"]
 )
-ASPECTS = tuple("staff price style sound view service quality design story mood crowd weather".split())
+ASPECTS = tuple(["staff", "price", "style", "sound", "view", "service", "quality", "design", "story", "mood", "crowd", "weather"])
 
 POSITIVE = tuple(
-    "good great lovely superb brilliant charming delightful excellent wonderful pleasant elegant "
-    "clever fresh friendly graceful splendid".split()
+    ["good", "great", "lovely", "superb", "brilliant", "charming", "delightful", "excellent", "wonderful", "pleasant", "elegant", "clever", "fresh", "friendly", "graceful", "splendid"]
 )
 NEGATIVE = tuple(
-    "bad awful dull boring terrible ugly clumsy horrible noisy dirty rude stale dreadful shabby weak bland".split()
+    ["bad", "awful", "dull", "boring", "terrible", "ugly", "clumsy", "horrible", "noisy", "dirty", "rude", "stale", "dreadful", "shabby", "weak", "bland"]
 )
-NEUTRAL = tuple("quiet large modern plain small simple ordinary average".split())
-INTENSIFIERS = tuple("very really truly quite".split())
+NEUTRAL = tuple(["quiet", "large", "modern", "plain", "small", "simple", "ordinary", "average"])
+INTENSIFIERS = tuple(["very", "really", "truly", "quite"])
 
 ARTICLE, COPULA, STOP = "the", "was", "."
 JOINERS = ("and", "but")

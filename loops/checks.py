@@ -1,0 +1,146 @@
+"""What is wrong with a run's settings before anything runs: names that point nowhere, combinations that cannot work."""
+
+from collections.abc import Iterable
+
+from sail.core.errors import UserError
+from sail.core.records import LabelMode
+from sail.core.run_settings import LossSettings, PhaseSettings, RouteSettings, RunSettings
+from sail.core.settings import nearest
+from sail.objectives import find_loss
+from sail.objectives.route_facts import RouteFacts
+from sail.objectives.rules import check_route
+
+POLICY, NOBODY = "policy", "none"
+
+
+def check_run(settings: RunSettings, engines: Iterable[str]) -> list[str]:
+    """Raise UserError for the first thing that cannot work; return what the user should know, a line each."""
+    warnings: list[str] = []
+    for index, phase in enumerate(settings.phases):
+        earlier = [before.name for before in settings.phases[:index]]
+        _one_of(phase.round.reference, ["base", "previous", *earlier], f"{phase.name}: round.reference")
+        _one_of(phase.generation.engine, list(engines), f"{phase.name}: generation.engine")
+        _check_sources(phase, settings)
+        for name, route in phase.routes.items():
+            warnings += _check_route(phase, name, route, settings)
+    _check_fits(settings)
+    return warnings
+
+
+def route_loss(phase: PhaseSettings, route: RouteSettings) -> LossSettings:
+    return route.loss or phase.loss
+
+
+def loss_params(loss: LossSettings) -> dict[str, float]:
+    """The loss's parameters, defaults filled in."""
+    return {**find_loss(loss.type).params, **loss.params}
+
+
+def samples_policy(phase: PhaseSettings) -> bool:
+    """Some route of this phase trains on samples of the policy."""
+    return any(route.responses == POLICY and route.share != 0 for route in phase.routes.values())
+
+
+def _check_sources(phase: PhaseSettings, settings: RunSettings) -> None:
+    needs_prompts = samples_policy(phase) or (phase.evaluation.num_prompts > 0 and phase.evaluation.prompts is None)
+    if phase.prompts is None and needs_prompts:
+        raise UserError(
+            "no prompts to sample from", where=f"{phase.name}: prompts",
+            cure="Set prompts: {from: <data source>}, or evaluation.num_prompts: 0 where only evaluation samples",
+        )  # fmt: skip
+    if samples_policy(phase) and phase.num_rounds == 0:
+        raise UserError(
+            "a route with responses: policy needs rounds",
+            where=f"{phase.name}: num_rounds",
+            cure="Set num_rounds: 1 or more",
+        )
+    if phase.prompts is not None:
+        _one_of(phase.prompts.source, list(settings.data), f"{phase.name}: prompts.from")
+    for where, source in (
+        ("evaluation.prompts", phase.evaluation.prompts),
+        ("evaluation.pairs", phase.evaluation.pairs),
+    ):
+        if source is not None:
+            _one_of(source, list(settings.data), f"{phase.name}: {where}")
+    for scorer in phase.evaluation.scorers:
+        _one_of(scorer, list(settings.labelers), f"{phase.name}: evaluation.scorers")
+
+
+def _check_route(phase: PhaseSettings, name: str, route: RouteSettings, settings: RunSettings) -> list[str]:
+    where = f"{phase.name}: routes.{name}"
+    _one_of(route.responses, [POLICY, *settings.data], f"{where}.responses")
+    _one_of(route.labels.by, [POLICY, NOBODY, *settings.data, *settings.labelers], f"{where}.labels")
+    if route.labels.by in settings.data and route.labels.by != route.responses:
+        problem = f"data source {route.labels.by!r} has verdicts on its own pairs only, not on {route.responses!r}"
+        raise UserError(problem, where=f"{where}.labels", cure="Label by a labeler or by the policy")
+    loss = route_loss(phase, route)
+    _check_loss(loss, f"{where}.loss")
+    findings = check_route(_facts(phase, route, loss, settings))
+    for finding in findings:
+        if finding.level == "refused":
+            raise UserError(finding.problem, where=where, cure=finding.cure)
+    return [f"{where}: {finding.problem}. {finding.cure}" for finding in findings]
+
+
+def _check_loss(loss: LossSettings, where: str) -> None:
+    row = find_loss(loss.type, where=f"{where}.type")
+    for name in loss.params:
+        if name not in row.params:
+            known = list(row.params)
+            cure = nearest(name, known) if known else "It takes none"
+            raise UserError(f"loss {loss.type!r} has no parameter {name!r}", where=where, cure=cure)
+
+
+def _facts(phase: PhaseSettings, route: RouteSettings, loss: LossSettings, settings: RunSettings) -> RouteFacts:
+    by = route.labels.by
+    mode = label_mode(route)
+    generation = phase.generation
+    before = settings.phases.index(phase) - 1
+    same_as_start = ["base", "previous"] + ([settings.phases[before].name] if before >= 0 else [])
+    unpaired = find_loss(loss.type).unit == "response"
+    return RouteFacts(
+        loss=loss.type,
+        responses_from_policy=route.responses == POLICY,
+        labels_by="none" if by == NOBODY or unpaired else ("policy" if by == POLICY else "others"),
+        mode=mode,
+        when=route.labels.when,
+        sail_coef=route.sail_coef,
+        num_generations=route.num_generations,
+        keep=route.keep,
+        temperature=generation.temperature,
+        top_p=generation.top_p,
+        top_k=generation.top_k,
+        min_p=generation.min_p,
+        min_tokens=generation.min_tokens,
+        stale=True,  # a round takes many optimizer steps on its samples
+        importance_mode=phase.importance_sampling.mode,
+        importance_apply_to=phase.importance_sampling.apply_to,
+        policy_is_reference=phase.round.reference in same_as_start,
+        filters=_filters(phase, route),
+    )
+
+
+def _filters(phase: PhaseSettings, route: RouteSettings) -> bool:
+    hygiene = phase.hygiene
+    drops = (hygiene.truncated, hygiene.empty, hygiene.identical, hygiene.ties)
+    return route.responses == POLICY and ("drop" in drops or hygiene.min_margin > 0)
+
+
+def label_mode(route: RouteSettings) -> LabelMode:
+    """The policy's own labels are soft by default, everybody else's hard."""
+    return route.labels.mode or ("soft" if route.labels.by == POLICY else "hard")
+
+
+def _check_fits(settings: RunSettings) -> None:
+    for name, labeler in settings.labelers.items():
+        fit = getattr(labeler, "fit", None)
+        if fit is not None:
+            _one_of(fit.data, list(settings.data), f"labelers.{name}.fit.data")
+    if set(settings.data) & set(settings.labelers):
+        both = sorted(set(settings.data) & set(settings.labelers))
+        raise UserError(f"{both} name both a data source and a labeler", where="labelers", cure="Rename one")
+
+
+def _one_of(name: str, known: list[str], where: str) -> None:
+    if name not in known:
+        raise UserError(f"unknown name {name!r}", where=where, cure=nearest(name, known))

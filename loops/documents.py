@@ -1,0 +1,98 @@
+"""YAML documents: reading, presets, deep merging and key=value overrides. No settings are known here."""
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from sail.core.errors import UserError
+from sail.core.settings import nearest
+
+Document = dict[str, Any]
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.1 reads 5e-7 as text; users mean the number."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+0123456789.")
+)
+
+
+def configs_folder() -> Path:
+    """configs/ of the checkout, or the copy inside the installed package."""
+    package = Path(__file__).parent
+    inside = package / "configs"
+    return inside if inside.exists() else package.parent / "configs"
+
+
+def preset_names() -> list[str]:
+    return sorted(path.stem for path in (configs_folder() / "methods").glob("*.yaml"))
+
+
+def read_preset(name: str, where: str = "preset") -> Document:
+    path = configs_folder() / "methods" / f"{name}.yaml"
+    if not path.exists():
+        raise UserError(f"no preset {name!r}", where=where, cure=nearest(name, preset_names()))
+    return read_document(path)
+
+
+def read_document(path: Path) -> Document:
+    """A YAML file as a mapping."""
+    if not path.exists():
+        raise UserError(f"no such config: {str(path)!r}", cure=f"Presets: {', '.join(preset_names())}")
+    return parse_document(path.read_text(), str(path))
+
+
+def parse_document(text: str, where: str) -> Document:
+    try:
+        document = yaml.load(text, _Loader)
+    except yaml.YAMLError as error:
+        raise UserError(f"no valid YAML: {' '.join(str(error).split())}", where=where, cure="Mend the file") from None
+    if not isinstance(document, dict):
+        raise UserError("expected a mapping of settings", where=where, cure="See `sail init`")
+    return document
+
+
+def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> Document:
+    """`over` on top of `base`, mapping by mapping. Another loss type drops the parameters of the old one."""
+    return dict(base) | {key: _merged(key, base.get(key), value) for key, value in over.items()}
+
+
+def _merged(key: str, known: Any, value: Any) -> Any:
+    if not isinstance(value, Mapping):
+        return value
+    if isinstance(known, list):
+        return _merge_by_name(key, known, value)
+    if isinstance(known, str) and key == "labels":
+        known = {"by": known}
+    if not isinstance(known, Mapping):
+        return dict(value)
+    other_loss = key == "loss" and value.get("type", known.get("type")) != known.get("type")
+    return dict(value) if other_loss else merge(known, value)
+
+
+def _merge_by_name(key: str, entries: list[Any], changes: Mapping[str, Any]) -> list[Any]:
+    """Change entries of a list of named mappings: phases: {sail: {num_rounds: 2}}."""
+    names = [str(entry.get("name", index)) for index, entry in enumerate(entries)]
+    for name in changes:
+        if name not in names:
+            raise UserError(f"no entry {name!r}", where=key, cure=nearest(name, names))
+    return [merge(entry, changes.get(name, {})) for name, entry in zip(names, entries, strict=True)]
+
+
+def override(document: Mapping[str, Any], assignments: Sequence[str]) -> Document:
+    """Apply assignments such as routes.online.sail_coef=0.3; a phase goes by its name: phases.sail.num_rounds=2."""
+    changed = dict(document)
+    for assignment in assignments:
+        path, separator, text = assignment.partition("=")
+        if not separator or not path:
+            raise UserError(f"{assignment!r} is no key=value", where="overrides", cure="Write routes.online.share=0.5")
+        value: Any = yaml.load(text, _Loader) if text else None
+        for key in reversed(path.split(".")):
+            value = {key: value}
+        changed = merge(changed, value)
+    return changed

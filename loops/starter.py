@@ -1,0 +1,43 @@
+"""`sail init`: a config to start from, with what must be filled in and what is worth knowing."""
+
+from collections.abc import Sequence
+
+import yaml
+
+from loops.documents import configs_folder, override, read_preset
+
+_HEAD = """\
+# A run of the method '{preset}'. Fill in the lines marked <...>, then
+#   sail plan {file}     what would run, memory, tokens, disk
+#   sail run {file} --smoke     everything once, tiny
+#   sail run {file}      run; the same command resumes
+"""
+_COMMON: dict[str, object] = {
+    "model_name_or_path": "<folder or Hub id of the SFT policy>",
+    "seed": 0,
+    "data": {"prefs": {"path": "<Hub id, jsonl or parquet with prompt, chosen, rejected>", "split": "train"}},
+}
+_REWARD = {"rm": {"kind": "reward_model", "path": "<sequence-classification model; or fit: {data: prefs}>"}}
+
+
+def starter_config(preset: str, overrides: Sequence[str]) -> str:
+    """The text of a commented config: the parts every run needs, then the preset's own table as comments."""
+    table = read_preset(preset)
+    routes = table.get("routes", {}).values()
+    document = {"preset": preset, **_COMMON}
+    if any(_labels_by(route) == "rm" for route in routes):
+        document["labelers"] = _REWARD
+    if any(route.get("responses") == "policy" for route in routes):
+        document["prompts"] = {"from": "prefs", "per_round": 512}
+    else:
+        document["evaluation"] = {"num_prompts": 0}
+    head = _HEAD.format(preset=preset, file=f"{preset}.yaml")
+    body = yaml.safe_dump(override(document, overrides), sort_keys=False, width=110)
+    shipped = (configs_folder() / "methods" / f"{preset}.yaml").read_text()
+    inherited = "".join(f"#   {line}\n" if line else "#\n" for line in shipped.splitlines())
+    return f"{head}{body}\n# From the preset; write a key here to change it, or pass it as key=value:\n{inherited}"
+
+
+def _labels_by(route: dict[str, object]) -> object:
+    labels = route.get("labels")
+    return labels.get("by") if isinstance(labels, dict) else labels

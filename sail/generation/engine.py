@@ -1,0 +1,35 @@
+"""What an engine is: something that draws samples from a policy."""
+
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
+
+from sail.core.records import Prompt, StopKind
+from sail.core.run_settings import GenerationSettings
+from sail.policy.loading import Checkpoint
+
+
+class SampleRequest(NamedTuple):
+    prompt: Prompt
+    num_samples: int
+    seed: int  # of the first sample; sample i uses seed + i
+
+
+class Drawn(NamedTuple):
+    """One drawn response."""
+
+    token_ids: tuple[int, ...]  # with the EOS or stop token that ended it
+    logprobs: tuple[float, ...]  # of the distribution really sampled, nats
+    stop_kind: StopKind
+
+
+class Engine(Protocol):
+    """Draws are a pure function of (weights, prompt, seed, settings): order, company and restarts change nothing."""
+
+    def use(self, policy: Checkpoint) -> None:
+        """Sample from these weights from now on; verified before the first sample."""
+
+    def sample(self, requests: Sequence[SampleRequest], settings: GenerationSettings) -> list[list[Drawn]]:
+        """For each request its samples, in the order of the requests."""
+
+    def close(self) -> None:
+        """Free memory and processes; closing twice is fine."""

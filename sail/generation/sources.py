@@ -1,0 +1,211 @@
+"""User data read into rows of (prompt, responses, verdict), whatever its columns are called."""
+
+import gzip
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sail.core.artifacts import Leaf, leaf
+from sail.core.errors import UserError
+from sail.core.records import Message
+from sail.core.run_settings import DataSettings
+
+_READERS = {".jsonl": "json", ".json": "json", ".parquet": "parquet", ".csv": "csv"}
+_TURN = re.compile(r"\n\n(Human|Assistant): ?")
+_ROLES = {"Human": "user", "Assistant": "assistant"}
+
+
+@dataclass(frozen=True, slots=True)
+class SourceRow:
+    """One row of user data: a prompt with no response, one (a demonstration), or a chosen and a rejected one."""
+
+    prompt: tuple[Message, ...]
+    responses: tuple[str, ...] = ()
+    scores: tuple[float | None, ...] = ()
+    is_pair: bool = False
+
+
+def source_leaf(source: DataSettings, where: str) -> Leaf:
+    """The files of a source, as an input of recipes: local ones by content, a Hub dataset by its commit."""
+    path = Path(source.path).expanduser()
+    if path.exists() or source.path.startswith((".", "/", "~")) or path.suffix in (*_READERS, ".gz"):
+        return leaf(path.resolve(), f"{where}.path")
+    return Leaf(Path(source.path), f"hub-{source.path}@{_hub_commit(source.path, where)}")
+
+
+def _hub_commit(name: str, where: str) -> str:
+    from huggingface_hub import dataset_info
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
+
+    try:
+        return str(dataset_info(name).sha)
+    except (HfHubHTTPError, HFValidationError, OfflineModeIsEnabled, OSError) as error:
+        raise UserError(
+            f"{name!r} is no file here and could not be found on the Hub ({type(error).__name__})",
+            where=f"{where}.path", cure="Check the name and the network, or give a local file",
+        ) from error  # fmt: skip
+
+
+def read_source(source: DataSettings, path: Path, where: str) -> list[SourceRow]:
+    """All rows of a source, validated; a bad row is named by its number."""
+    rows = [
+        _parse(_renamed(raw, source.columns), source, f"{where}, row {number}")
+        for number, raw in enumerate(_raw_rows(source, path, where))
+        if number >= source.offset
+    ]
+    if not rows:
+        raise UserError(f"{source.path!r} holds no rows", where=where, cure="Check path, split, offset and limit")
+    return rows
+
+
+def _raw_rows(source: DataSettings, path: Path, where: str) -> Iterator[Mapping[str, Any]]:
+    stop = None if source.limit is None else source.offset + source.limit
+    for number, row in enumerate(_dataset(source, path, where)):
+        if stop is not None and number >= stop:
+            return
+        yield row
+
+
+def _dataset(source: DataSettings, path: Path, where: str) -> Any:
+    from datasets import load_dataset
+    from datasets.exceptions import DatasetGenerationError
+
+    try:
+        if not path.exists():
+            return load_dataset(source.path, source.name, split=source.split or "train")
+        files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if _reader(file))
+        if not files:
+            raise UserError(
+                f"no data files in {str(path)!r}", where=where, cure=f"Known endings: {', '.join(_READERS)}"
+            )
+        if all(_reader(file) == "json" for file in files):
+            return [row for file in files for row in _json_rows(file)]
+        return load_dataset(_reader(files[0]) or "json", data_files=[str(file) for file in files], split="train")
+    except (DatasetGenerationError, ValueError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(
+            f"{source.path!r} cannot be read: {error}", where=where, cure="Check format and split"
+        ) from error
+
+
+def _reader(path: Path) -> str | None:
+    name = path.name.removesuffix(".gz")
+    return _READERS.get(Path(name).suffix)
+
+
+def _json_rows(path: Path) -> Iterator[Mapping[str, Any]]:
+    import json
+
+    opener = gzip.open if path.suffix == ".gz" else open
+    with opener(path, "rt", encoding="utf-8") as file:
+        text = file.read()
+    if text.lstrip().startswith("["):
+        yield from json.loads(text)
+    else:
+        yield from (json.loads(line) for line in text.splitlines() if line.strip())
+
+
+def _renamed(raw: Mapping[str, Any], columns: Mapping[str, str]) -> dict[str, Any]:
+    return dict(raw) | {ours: raw[theirs] for ours, theirs in columns.items() if theirs in raw}
+
+
+def _parse(raw: Mapping[str, Any], source: DataSettings, where: str) -> SourceRow:
+    if source.format == "hh" or (source.format == "auto" and _looks_like_hh(raw)):
+        return _parse_hh(raw, where)
+    if "chosen" in raw and "rejected" in raw:
+        return _parse_pair(raw, where)
+    if "messages" in raw or "conversations" in raw:
+        messages = _messages(raw.get("messages") or raw.get("conversations"), where)
+        return _demonstration(messages)
+    if "prompt" not in raw:
+        raise UserError(
+            f"no column 'prompt', found {sorted(raw)}",
+            where=where,
+            cure="Name it with columns: {prompt: <your column>}",
+        )
+    prompt = _messages(raw["prompt"], where)
+    answer = raw.get("completion", raw.get("response"))
+    return SourceRow(prompt) if answer is None else SourceRow(prompt, (_text(answer, where),), (None,))
+
+
+def _parse_pair(raw: Mapping[str, Any], where: str) -> SourceRow:
+    chosen, rejected = raw["chosen"], raw["rejected"]
+    if raw.get("prompt") is not None:
+        prompt = _messages(raw["prompt"], where)
+    elif raw.get("conversations") is not None:
+        prompt = _messages(raw["conversations"], where)
+    else:
+        prompt = _messages(chosen, where)[:-1]
+    if not prompt or prompt[-1]["role"] == "assistant":
+        raise UserError("the prompt must end with a user's turn", where=where, cure="Check the columns of this source")
+    scores = (_score(raw, "chosen"), _score(raw, "rejected"))
+    return SourceRow(prompt, (_text(chosen, where), _text(rejected, where)), scores, is_pair=True)
+
+
+def _score(raw: Mapping[str, Any], side: str) -> float | None:
+    metadata = raw.get("metadata") if isinstance(raw.get("metadata"), Mapping) else {}
+    value = raw.get(f"score_{side}", (metadata or {}).get(f"score_{side}"))
+    return None if value is None else float(value)
+
+
+def _demonstration(messages: Sequence[Message]) -> SourceRow:
+    if messages and messages[-1]["role"] == "assistant":
+        return SourceRow(tuple(messages[:-1]), (messages[-1]["content"],), (None,))
+    return SourceRow(tuple(messages))
+
+
+def _looks_like_hh(raw: Mapping[str, Any]) -> bool:
+    chosen = raw.get("chosen")
+    return isinstance(chosen, str) and "prompt" not in raw and chosen.startswith("\n\nHuman:")
+
+
+def _parse_hh(raw: Mapping[str, Any], where: str) -> SourceRow:
+    """Transcripts that share all turns but the last; where they part earlier, the chosen one's turns are the prompt."""
+    chosen, rejected = (_transcript(raw[side], where) for side in ("chosen", "rejected"))
+    return SourceRow(
+        tuple(chosen[:-1]), (chosen[-1]["content"], rejected[-1]["content"]), (None, None),
+        is_pair=chosen[:-1] == rejected[:-1],
+    )  # fmt: skip
+
+
+def _transcript(text: str, where: str) -> list[Message]:
+    parts = _TURN.split(text)[1:]
+    turns = [
+        Message(role=_ROLES[speaker], content=content.strip())
+        for speaker, content in zip(parts[::2], parts[1::2], strict=True)
+    ]
+    if len(turns) < 2 or turns[-1]["role"] != "assistant":
+        raise UserError("a transcript must end with an Assistant turn", where=where, cure="Check format: hh")
+    return turns
+
+
+def _messages(value: Any, where: str) -> tuple[Message, ...]:
+    """A string is one user turn; a list holds turns as {role, content} or {from, value}."""
+    if isinstance(value, str):
+        return (Message(role="user", content=value),)
+    if not isinstance(value, (list, tuple)) or not value:
+        raise UserError(
+            f"expected text or a list of messages, got {value!r:.80}", where=where, cure="Check the columns"
+        )
+    return tuple(_message(turn, where) for turn in value)
+
+
+_SHAREGPT_ROLES = {"human": "user", "gpt": "assistant", "system": "system"}
+
+
+def _message(turn: Any, where: str) -> Message:
+    if isinstance(turn, Mapping) and "role" in turn and "content" in turn:
+        return Message(role=str(turn["role"]), content=str(turn["content"]))
+    if isinstance(turn, Mapping) and "from" in turn and "value" in turn:
+        return Message(role=_SHAREGPT_ROLES.get(turn["from"], str(turn["from"])), content=str(turn["value"]))
+    raise UserError(f"a message needs role and content, got {turn!r:.80}", where=where, cure="Check the columns")
+
+
+def _text(value: Any, where: str) -> str:
+    """A response: text, one message, or a conversation whose last turn is the response."""
+    if isinstance(value, str):
+        return value
+    return (_message(value, where) if isinstance(value, Mapping) else _messages(value, where)[-1])["content"]

@@ -1,0 +1,117 @@
+"""The generation stage: a round's prompts in, groups of samples out, committed shard by shard."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from sail.core.artifacts import Artifact, Leaf
+from sail.core.errors import UserError
+from sail.core.records import Prompt, Sample, SampleGroup
+from sail.core.run_settings import GenerationSettings
+from sail.core.seeds import derive_seed
+from sail.core.store import Builder, Recipe, Workspace
+from sail.generation.engine import Drawn, Engine, SampleRequest
+from sail.generation.prompts import round_prompts
+from sail.policy.chat import response_text
+from sail.policy.loading import Checkpoint, context_length, load_tokenizer
+
+VERSION = 1
+
+
+def generate(
+    builder: Builder,
+    engine: Engine,
+    *,
+    prompts: Artifact,
+    table: str,
+    policy: Checkpoint,
+    settings: GenerationSettings,
+    engine_settings: Mapping[str, Any],
+    num_samples: int,
+    per_round: int | None,
+    round_index: int,
+    seed: int,
+    chat_template: Leaf | None = None,
+) -> Artifact:
+    """Draw num_samples responses to each prompt of the round from `policy`.
+
+    `table` of the prompts artifact is 'train' or 'held_out'. The seed of a prompt is the hash of (seed, table, round,
+    prompt id); sample i has seed + i.
+    """
+
+    def run(workspace: Workspace) -> dict[str, int]:
+        chosen = round_prompts(prompts.read(Prompt, table), per_round, round_index=round_index, seed=seed)
+        _check_lengths(chosen, settings, context_length(policy))
+        done = _finished(workspace)
+        if done:
+            workspace.say(f"reusing {sum(len(group.samples) for group in done)} samples of {len(done)} prompts")
+        finished = {group.prompt.prompt_id for group in done}
+        todo = [prompt for prompt in chosen if prompt.prompt_id not in finished]
+        if todo:
+            engine.use(policy)
+            writer = _Writer(workspace, policy.key, round_index, load_tokenizer(policy, chat_template))
+            first_shard = len(list(workspace.path.glob("groups-*.parquet")))
+            for shard, start in enumerate(range(0, len(todo), settings.shard_size), first_shard):
+                part = todo[start : start + settings.shard_size]
+                seeds = [derive_seed(seed, table, round_index, prompt.prompt_id) for prompt in part]
+                requests = [SampleRequest(p, num_samples, s) for p, s in zip(part, seeds, strict=True)]
+                writer.write(shard, requests, engine.sample(requests, settings))
+                workspace.say(f"{len(finished) + start + len(part)} of {len(chosen)} prompts")
+        return _counts(_finished(workspace))
+
+    recipe = {
+        **settings.recipe(), **engine_settings, "table": table, "num_samples": num_samples, "per_round": per_round,
+        "round": round_index, "seed": seed,
+    }  # fmt: skip
+    inputs = {"prompts": prompts, "policy": policy}
+    estimate = {"samples_per_prompt": num_samples, "prompts": per_round}
+    return builder.build(Recipe("samples", VERSION, recipe, inputs), run, estimate)
+
+
+class _Writer:
+    def __init__(self, workspace: Workspace, policy_version: str, round_index: int, tokenizer: Any) -> None:
+        self.workspace, self.policy_version = workspace, policy_version
+        self.round_index, self.tokenizer = round_index, tokenizer
+
+    def write(self, shard: int, requests: Sequence[SampleRequest], drawn: Sequence[Sequence[Drawn]]) -> None:
+        groups = [
+            SampleGroup(request.prompt, tuple(self._sample(request, i, one) for i, one in enumerate(draws)))
+            for request, draws in zip(requests, drawn, strict=True)
+        ]
+        self.workspace.write(f"groups-{shard:05d}", groups, SampleGroup)
+
+    def _sample(self, request: SampleRequest, index: int, drawn: Drawn) -> Sample:
+        return Sample(
+            response_id=f"{request.prompt.prompt_id}-r{self.round_index}-{index}",
+            origin="policy",
+            text=response_text(self.tokenizer, drawn.token_ids),
+            token_ids=drawn.token_ids,
+            logprobs=drawn.logprobs,
+            stop_kind=drawn.stop_kind,
+            policy_version=self.policy_version,
+            seed=request.seed + index,
+        )
+
+
+def _finished(workspace: Workspace) -> list[SampleGroup]:
+    shards = sorted(workspace.path.glob("groups-*.parquet"))
+    return [group for shard in shards for group in workspace.read(shard.stem, SampleGroup)]
+
+
+def _check_lengths(prompts: Sequence[Prompt], settings: GenerationSettings, context: int) -> None:
+    for prompt in prompts:
+        if len(prompt.token_ids) + settings.max_completion_length > context:
+            raise UserError(
+                f"prompt {prompt.prompt_id} has {len(prompt.token_ids)} tokens, with "
+                f"{settings.max_completion_length} to sample it passes the model's context of {context}",
+                where="generation.max_completion_length",
+                cure="Lower it, or drop long prompts with data.<source>.overlong: drop and max_length",
+            )
+
+
+def _counts(groups: Sequence[SampleGroup]) -> dict[str, int]:
+    samples = [sample for group in groups for sample in group.samples]
+    kinds = {f"stop_{kind}": 0 for kind in ("eos", "stop_token", "stop_string", "length", "abort")}
+    for sample in samples:
+        kinds[f"stop_{sample.stop_kind}"] += 1
+    tokens = sum(len(sample.token_ids) for sample in samples)
+    return {"prompts": len(groups), "samples": len(samples), "tokens": tokens, **kinds}

@@ -1,0 +1,93 @@
+"""Evidence: what the pairs stage asks when it has to say which response is better.
+
+Three small records stand for it: ScoreEvidence (here), DatasetEvidence and PolicyEvidence (their labelers' files).
+A record names artifacts and settings, so that it enters a recipe; only `read`, inside a stage, opens them.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from sail.core.artifacts import Artifact, Keyed
+from sail.core.records import LabelMode, LabelSource, ScoredGroup
+from sail.labeling.candidates import Candidate
+from sail.labeling.labels import Opinion, by_scores
+
+
+class Opinions(Protocol):
+    """Evidence, opened."""
+
+    @property
+    def scores(self) -> Mapping[str, float] | None:
+        """response_id -> score, higher is better; None where the labeler scores no single responses."""
+
+    def of(self, candidates: Sequence[Candidate]) -> list[Opinion]:
+        """One opinion per candidate, in their order."""
+
+
+class Evidence(Protocol):
+    """Who labels the pairs, and what it needs."""
+
+    @property
+    def source(self) -> LabelSource: ...
+
+    @property
+    def labeler(self) -> str: ...
+
+    @property
+    def digest(self) -> str:
+        """Names the labeler by content: written into every pair."""
+
+    def inputs(self) -> dict[str, Keyed]:
+        """The artifacts it reads, beside the responses."""
+
+    def recipe(self, mode: LabelMode) -> dict[str, Any]:
+        """The settings that change its opinions when labels are made in this mode."""
+
+    def read(self, responses: Artifact) -> Opinions:
+        """Open the artifacts, for pairs of these responses; only inside a stage's run."""
+
+
+@dataclass(frozen=True, slots=True)
+class ScoreEvidence:
+    """Labels by a labeler that scores responses: P(A beats B) = sigmoid((s_a - s_b) / temperature).
+
+    digest is Labeler.digest of the labeler that made the scores artifact.
+    """
+
+    scores: Artifact
+    labeler: str
+    digest: str
+    temperature: float = 1.0  # in units of the score
+
+    @property
+    def source(self) -> LabelSource:
+        return "others"
+
+    def inputs(self) -> dict[str, Keyed]:
+        return {"scores": self.scores}
+
+    def recipe(self, mode: LabelMode) -> dict[str, Any]:
+        names = {"by": "scores", "labeler": self.labeler, "digest": self.digest}
+        return names if mode == "hard" else names | {"temperature": self.temperature}
+
+    def read(self, responses: Artifact) -> Opinions:
+        groups = self.scores.read(ScoredGroup, "scores")
+        scores = {
+            response_id: score
+            for group in groups
+            for response_id, score in zip(group.response_ids, group.scores, strict=True)
+        }
+        return _ScoreOpinions(scores, self.temperature)
+
+
+@dataclass(frozen=True, slots=True)
+class _ScoreOpinions:
+    scores: Mapping[str, float]
+    temperature: float
+
+    def of(self, candidates: Sequence[Candidate]) -> list[Opinion]:
+        return [
+            by_scores(self.scores[pair.a.response_id], self.scores[pair.b.response_id], self.temperature)
+            for pair in candidates
+        ]

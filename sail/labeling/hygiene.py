@@ -1,0 +1,90 @@
+"""What never reaches the update: unusable samples and pairs that teach nothing, each drop counted under its metric."""
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+from sail.core.errors import UserError
+from sail.core.records import LabelMode, LabelSource, Sample
+from sail.core.run_settings import HygieneSettings
+from sail.labeling.candidates import Candidate
+from sail.labeling.labels import Label, Opinion
+
+TRUNCATED, EMPTY = "labels/dropped_truncated", "labels/dropped_empty"
+IDENTICAL, TIES, MARGIN = "labels/dropped_identical", "labels/dropped_ties", "labels/dropped_margin"
+
+CURES = {
+    TRUNCATED: "Raise generation.max_completion_length, or set hygiene.truncated: keep",
+    EMPTY: "Look at the samples; hygiene.empty: keep lets them pass",
+    IDENTICAL: "Sample at a higher temperature, or set hygiene.identical: keep",
+    TIES: "Use label_mode: soft or hygiene.ties: keep (a policy that equals its reference prefers nothing)",
+    MARGIN: "Lower hygiene.min_margin",
+}
+_NO_PARTNER = "A pair needs two responses of one prompt: num_generations 2 or more, or data with chosen and rejected"
+_NO_RESPONSE = "There are no responses: look at the data source or the samples"
+
+
+def resolve_hygiene(
+    hygiene: HygieneSettings, sail_coef: float, mode: LabelMode = "hard", source: LabelSource = "others"
+) -> HygieneSettings:
+    """The settings as they act: defaults filled in, and what cannot act under this mode and source switched off.
+
+    Identical and tied pairs stay where sail_coef > 0: the score term of the label table is an expectation over all
+    pairs the policy draws, and leaving some out biases it. Only hard labels can tie. A fresh label has no margin yet.
+    """
+    default = "keep" if sail_coef > 0 else "drop"
+    return hygiene.replace(
+        identical=hygiene.identical or default,
+        ties=(hygiene.ties or default) if mode == "hard" and source == "others" else "keep",
+        min_margin=0.0 if source == "fresh" else hygiene.min_margin,
+    )
+
+
+def sample_recipe(hygiene: HygieneSettings) -> dict[str, Any]:
+    """What can change which single responses are usable."""
+    return {"truncated": hygiene.truncated, "empty": hygiene.empty}
+
+
+def usable(samples: Sequence[Sample], hygiene: HygieneSettings, drops: Counter[str]) -> list[Sample]:
+    """The samples worth a label. Dataset responses count as finished whatever their length."""
+    kept = []
+    for sample in samples:
+        if hygiene.truncated == "drop" and not sample.finished:
+            drops[TRUNCATED] += 1
+        elif hygiene.empty == "drop" and not sample.text.strip():
+            drops[EMPTY] += 1
+        else:
+            kept.append(sample)
+    return kept
+
+
+def distinct(candidates: Sequence[Candidate], hygiene: HygieneSettings, drops: Counter[str]) -> list[Candidate]:
+    """The candidates whose responses differ in some token, or all of them."""
+    if hygiene.identical == "keep":
+        return list(candidates)
+    kept = [candidate for candidate in candidates if not candidate.identical]
+    drops[IDENTICAL] += len(candidates) - len(kept)
+    return kept
+
+
+def worth_keeping(opinion: Opinion, label: Label, hygiene: HygieneSettings, drops: Counter[str]) -> bool:
+    """Whether a labelled pair stays: ties of hard labels, then the margin of its scores, where it has any.
+
+    min_margin is in the labeler's units: its score, or nats of log pi - log ref for frozen labels by the policy.
+    """
+    if label.verdict == "tie" and hygiene.ties == "drop":
+        drops[TIES] += 1
+        return False
+    if opinion.margin is not None and opinion.margin < hygiene.min_margin:
+        drops[MARGIN] += 1
+        return False
+    return True
+
+
+def nothing_left(what: str, num_prompts: int, drops: Counter[str], where: str) -> UserError:
+    """The error of a labeling stage that kept nothing: how many went for which reason, and the cure of the first."""
+    reasons = [f"{count} {metric.removeprefix('labels/dropped_')}" for metric, count in drops.most_common() if count]
+    dropped = f"dropped {', '.join(reasons)}" if reasons else "dropped none"
+    otherwise = _NO_PARTNER if what == "pair" else _NO_RESPONSE
+    cure = CURES[drops.most_common(1)[0][0]] if reasons else otherwise
+    return UserError(f"no {what} is left of {num_prompts} prompts: {dropped}", where=where, cure=cure)

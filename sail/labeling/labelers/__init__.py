@@ -1,0 +1,1 @@
+"""Labelers, one file each; their rows stand in sail.labeling.LABELERS."""

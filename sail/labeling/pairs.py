@@ -1,0 +1,143 @@
+"""The pairs stage: responses meet, someone says which is better, and what teaches nothing is left out, counted.
+
+Everything is found by id: a group holds its prompt's samples, scores and verdicts name responses.
+"""
+
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+
+from sail.core.artifacts import Artifact
+from sail.core.errors import UserError
+from sail.core.records import DatasetVerdict, Message, PreferencePair, Sample, SampleGroup, index_responses
+from sail.core.seeds import uniform
+from sail.core.store import Builder, Recipe, Workspace
+from sail.labeling import PAIRINGS
+from sail.labeling.candidates import Candidate
+from sail.labeling.evidence import Evidence, Opinions
+from sail.labeling.hygiene import CURES, distinct, nothing_left, usable, worth_keeping
+from sail.labeling.labels import Label, Opinion, label
+from sail.labeling.pairing_options import PairingOptions
+from sail.labeling.pairings import PairingFacts
+
+VERSION = 1
+
+
+def pair_responses(
+    builder: Builder, responses: Artifact, evidence: Evidence | None, options: PairingOptions
+) -> Artifact:
+    """Table "pairs" of PreferencePair, in the order of the groups and of the responses in them.
+
+    responses: a data or samples artifact; evidence: who labels (ScoreEvidence, DatasetEvidence, PolicyEvidence).
+    The manifest counts pairs and drops by the names of sail.core.metrics. UserError where labels are 'none', where
+    the labels cannot be made as asked, and where no pair is left.
+    """
+    if evidence is None:
+        raise UserError(
+            "labels: none, but the loss compares pairs", where=options.where,
+            cure="Name a labeler, a data source or 'policy', or use a loss of single responses such as sft",
+        )  # fmt: skip
+    labeler = evidence
+
+    def run(workspace: Workspace) -> dict[str, int]:
+        groups = responses.read(SampleGroup, "groups")
+        drops: Counter[str] = Counter(dict.fromkeys(CURES, 0))
+        opinions = labeler.read(responses)
+        _check_scores(groups, opinions, labeler.labeler)
+        facts = PairingFacts(options.seed, opinions.scores, _verdicts(responses, groups, options.pairing))
+        candidates = _candidates(groups, facts, options, labeler, drops)
+        pairs = _labelled(candidates, opinions.of(candidates), options, labeler, drops)
+        if not pairs:
+            raise nothing_left("pair", len(groups), drops, options.where)
+        workspace.write("pairs", pairs, PreferencePair)
+        return {"labels/pairs": len(pairs), **drops}
+
+    inputs = {"responses": responses, **labeler.inputs()}
+    return builder.build(Recipe("pairs", VERSION, options.recipe(labeler), inputs), run)
+
+
+def _check_scores(groups: Sequence[SampleGroup], opinions: Opinions, labeler: str) -> None:
+    if opinions.scores is None:
+        return
+    missing = index_responses(groups).keys() - opinions.scores.keys()
+    if missing:
+        raise ValueError(f"labeler {labeler!r} has no score for {len(missing)} responses, {min(missing)} among them")
+
+
+def _verdicts(responses: Artifact, groups: Sequence[SampleGroup], pairing: str) -> dict[str, list[DatasetVerdict]]:
+    by_prompt: dict[str, list[DatasetVerdict]] = defaultdict(list)
+    if pairing != "verdicts":
+        return by_prompt
+    index = index_responses(groups)
+    for verdict in responses.read(DatasetVerdict, "verdicts"):
+        for response_id in (verdict.chosen_id, verdict.rejected_id):
+            if response_id not in index or index[response_id][0].prompt_id != verdict.prompt_id:
+                raise ValueError(f"{responses.id}: no response {response_id} to prompt {verdict.prompt_id}")
+        by_prompt[verdict.prompt_id].append(verdict)
+    return by_prompt
+
+
+def _candidates(
+    groups: Sequence[SampleGroup],
+    facts: PairingFacts,
+    options: PairingOptions,
+    evidence: Evidence,
+    drops: Counter[str],
+) -> list[Candidate]:
+    hygiene, pairing = options.hygiene_of(evidence), PAIRINGS[options.pairing]
+    met = [
+        candidate
+        for group in groups
+        for candidate in pairing(group.prompt, usable(group.samples, hygiene, drops), facts)
+    ]
+    return distinct(met, hygiene, drops)
+
+
+def _labelled(
+    candidates: Sequence[Candidate],
+    opinions: Sequence[Opinion],
+    options: PairingOptions,
+    evidence: Evidence,
+    drops: Counter[str],
+) -> list[PreferencePair]:
+    hygiene = options.hygiene_of(evidence)
+    pairs = []
+    for candidate, opinion in zip(candidates, opinions, strict=True):
+        draw = uniform(options.seed, "draw", candidate.pair_id)
+        made = label(opinion, options.mode, evidence.source, draw, where=options.where)
+        if worth_keeping(opinion, made, hygiene, drops):
+            pairs.append(_pair(candidate, opinion, made, draw, options, evidence))
+    return pairs
+
+
+def _pair(
+    candidate: Candidate, opinion: Opinion, made: Label, draw: float, options: PairingOptions, evidence: Evidence
+) -> PreferencePair:
+    a, b = candidate.a, candidate.b
+    chosen, rejected = (b, a) if made.verdict == "B" else (a, b)
+    return PreferencePair(
+        pair_id=candidate.pair_id,
+        prompt_id=candidate.prompt.prompt_id,
+        a_id=a.response_id,
+        b_id=b.response_id,
+        round_index=options.round_index,
+        source=evidence.source,
+        mode=options.mode,
+        labeler=evidence.labeler,
+        labeler_digest=evidence.digest,
+        verdict=made.verdict,
+        p_a=made.p_a,
+        score_a=opinion.score_a,
+        score_b=opinion.score_b,
+        draw=draw,
+        length_a=len(a.token_ids),
+        length_b=len(b.token_ids),
+        truncated_a=not a.finished,
+        truncated_b=not b.finished,
+        prompt=candidate.prompt.messages,
+        chosen=_turn(chosen),
+        rejected=_turn(rejected),
+    )
+
+
+def _turn(sample: Sample) -> tuple[Message, ...]:
+    return (Message(role="assistant", content=sample.text),)

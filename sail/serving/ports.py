@@ -1,0 +1,41 @@
+"""A port on the loopback interface."""
+
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from sail.core.errors import UserError
+
+LOOPBACK = "127.0.0.1"
+
+
+@contextmanager
+def reserved_port(wanted: int) -> Iterator[int]:
+    """`wanted`, or a free port if that is 0, held until the server listens on it.
+
+    vLLM binds with SO_REUSEPORT: two servers can share a port without an error, each answering some of the
+    requests. Held with the same option and never listening, our socket keeps others from being handed the
+    port, and vLLM can still bind it. (The server's unique model name catches what slips through.)
+    """
+    if wanted:
+        _refuse_taken(wanted)
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as holder:
+        holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        holder.bind((LOOPBACK, wanted))
+        yield holder.getsockname()[1]
+
+
+def _refuse_taken(port: int) -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(
+            socket.SOL_SOCKET, socket.SO_REUSEADDR, 1
+        )  # old connections in TIME_WAIT do not count
+        try:
+            probe.bind((LOOPBACK, port))
+        except OSError as error:
+            raise UserError(
+                f"port {port} cannot be used ({error.strerror})",
+                where="vllm.port",
+                cure="Stop the process that listens there, choose another port, or set vllm.port=0 for a free one",
+            ) from None

@@ -1,0 +1,149 @@
+"""A vLLM server as a supervised process: it starts, it is really ready, it stops, and it never outlives
+us."""
+
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import httpx
+
+from sail.core.run_settings import VllmSettings
+from sail.serving import guard
+from sail.serving.errors import ServerError
+from sail.serving.flags import LOOPBACK, LaunchPlan, server_command, server_environment
+from sail.serving.model_files import tensor_layout
+from sail.serving.ports import reserved_port
+from sail.serving.processes import descendants, send_signal
+from sail.serving.start_failures import PORT_TAKEN, log_tail, start_failure
+from sail.serving.versions import installed_vllm
+
+_PORT_ATTEMPTS = 3
+_POLL_S = 0.25
+_STOP_S = guard.GRACE_S + guard.KILL_S + 5.0
+
+
+class VllmServer:
+    """One server process (behind its guard) for one model directory. Make it with `start`."""
+
+    def __init__(self, process: subprocess.Popen[bytes], plan: LaunchPlan, log_path: Path) -> None:
+        self._process = process
+        self.model_dir = plan.model_dir
+        self.model_name = plan.model_name  # unique: a request that reaches another server is refused there
+        self.layout = tensor_layout(plan.model_dir)
+        self.base_url = f"http://{LOOPBACK}:{plan.port}"
+        self.pid = process.pid
+        self.log_path = log_path
+
+    @classmethod
+    def start(
+        cls,
+        model_dir: Path,
+        *,
+        settings: VllmSettings,
+        log_path: Path,
+        max_model_len: int | None,
+        seed: int = 0,
+    ) -> "VllmServer":
+        """Start and wait until it answers, at most settings.start_timeout_s.
+
+        Ready means: the process lives, /health is 200, and a completion came back. Raises UserError for what
+        the user can mend (no vLLM, port taken, no memory), ServerError otherwise, both with the end of the
+        log.
+        """
+        tensor_layout(model_dir)
+        device = installed_vllm().device
+        deadline = time.monotonic() + settings.start_timeout_s
+        for attempt in range(1, _PORT_ATTEMPTS + 1):
+            with reserved_port(settings.port) as port:
+                name = f"sail-{uuid.uuid4().hex[:12]}"
+                length = settings.max_model_len or max_model_len
+                plan = LaunchPlan(model_dir.resolve(), name, port, device, length, seed)
+                server = _launch(cls, plan, settings, log_path)
+                if server._wait_until_ready(deadline):
+                    return server
+            lost_the_race = settings.port == 0 and PORT_TAKEN in log_tail(log_path)
+            if not lost_the_race or attempt == _PORT_ATTEMPTS:
+                break
+        late = time.monotonic() > deadline
+        raise start_failure(
+            log_path,
+            f"was not ready after {settings.start_timeout_s:g} s (vllm.start_timeout_s)" if late else "ended",
+        )
+
+    def alive(self) -> bool:
+        """Whether the server process runs. It may still have lost its engine: the next request tells."""
+        return self._process.poll() is None
+
+    def stop(self) -> None:
+        """End the server and all its processes: SIGTERM, a bounded wait, SIGKILL. Return codes mean nothing
+        here."""
+        if self.alive():
+            self._process.send_signal(signal.SIGTERM)
+            try:
+                self._process.wait(_STOP_S)
+            except subprocess.TimeoutExpired:
+                send_signal([*descendants(self.pid), self.pid], signal.SIGKILL)
+                self._process.wait()
+        if self._process.stdin is not None:
+            self._process.stdin.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    def _wait_until_ready(self, deadline: float) -> bool:
+        """Whether it came up; it is stopped if not, also by an exception such as Ctrl-C."""
+        ready = False
+        try:
+            while not ready and self.alive() and time.monotonic() < deadline:
+                time.sleep(_POLL_S)
+                ready = _answers(f"{self.base_url}/health") and self._completes(deadline)
+        finally:
+            if not ready:
+                self.stop()
+        return ready
+
+    def _completes(self, deadline: float) -> bool:
+        """One real completion by our own model name: a healthy stranger on this port does not count."""
+        body = {"model": self.model_name, "prompt": [1, 1], "max_tokens": 1, "temperature": 0.0}
+        left_s = max(1.0, deadline - time.monotonic())
+        try:
+            reply = httpx.post(f"{self.base_url}/v1/completions", json=body, timeout=left_s, trust_env=False)
+        except httpx.TransportError:
+            return False
+        if reply.is_client_error:
+            raise ServerError(f"a server at {self.base_url} refuses a plain completion: {reply.text[:500]}")
+        return reply.is_success
+
+
+def _launch(kind: type[VllmServer], plan: LaunchPlan, settings: VllmSettings, log_path: Path) -> VllmServer:
+    command = [sys.executable, "-m", guard.__name__, *server_command(plan, settings)]
+    log_path.parent.mkdir(parents=True, exist_ok=True)
+    with log_path.open("wb") as log:
+        log.write((" ".join(command) + "\n").encode())
+        log.flush()
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            env=server_environment(settings, plan.device),
+        )
+    return kind(process, plan, log_path)
+
+
+def _answers(url: str) -> bool:
+    try:
+        return httpx.get(url, timeout=5.0, trust_env=False).is_success
+    except httpx.TransportError:
+        return False

@@ -1,0 +1,61 @@
+"""Why a server did not start: its log read, the known causes turned into a message with a cure."""
+
+from pathlib import Path
+
+from sail.core.errors import UserError
+from sail.serving.errors import ServerError
+
+PORT_TAKEN = "Address already in use"
+_TAIL_LINES = 25
+
+# what the log says -> (the setting, the cure)
+_KNOWN: dict[str, tuple[str, str]] = {
+    "No module named 'vllm": (
+        "generation.engine",
+        "Install vLLM again, or set generation.engine=transformers",
+    ),
+    "unrecognized arguments": ("vllm.args", "Use option names of this version of vLLM"),
+    "invalid choice": ("vllm", "Use a value this version of vLLM knows"),
+    "is greater than the derived max_model_len": ("vllm.max_model_len", "Lower it to the model's context"),
+    "larger than the available KV cache memory": (
+        "vllm.kv_cache_gib",
+        "Raise it, or lower vllm.max_model_len (on a GPU: vllm.args.gpu-memory-utilization)",
+    ),
+    "Available memory on node": ("vllm.kv_cache_gib", "Lower it, or free memory on this machine"),
+    "out of memory": (
+        "vllm.args",
+        "Lower gpu-memory-utilization, or free the GPU first (nvidia-smi lists its users)",
+    ),
+    "Free memory on device": (
+        "vllm.args",
+        "Lower gpu-memory-utilization, or free the GPU (nvidia-smi lists its users)",
+    ),
+    "head_size": ("model_name_or_path", "vLLM's CPU attention needs a head size of 32 or more"),
+    "operator torchvision::nms does not exist": (
+        "environment",
+        "pip uninstall torchvision torchaudio torchcodec: they are built for another torch",
+    ),
+    "are not supported for now": (
+        "model_name_or_path",
+        "vLLM has no such model: set generation.engine=transformers",
+    ),
+}
+
+
+def start_failure(log_path: Path, problem: str) -> UserError | ServerError:
+    """The error to raise for a server that did not come up."""
+    tail = log_tail(log_path)
+    told = f"the vLLM server {problem}; its log {log_path} ends:\n{tail}\n"
+    for pattern, (where, cure) in _KNOWN.items():
+        if pattern in _whole(log_path):
+            return UserError(told, where=where, cure=cure)
+    return ServerError(f"{told}Read the log from its first ERROR line on")
+
+
+def log_tail(log_path: Path) -> str:
+    """The last lines of a log."""
+    return "\n".join(_whole(log_path).splitlines()[-_TAIL_LINES:])
+
+
+def _whole(log_path: Path) -> str:
+    return log_path.read_text(errors="replace") if log_path.exists() else ""

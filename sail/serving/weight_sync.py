@@ -1,0 +1,111 @@
+"""New weights into a running server, and the proof that it samples from them."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from sail.core.run_settings import VllmSettings
+from sail.serving.client import Completion, CompletionRequest, ServerClient
+from sail.serving.errors import ServerError, WeightSyncError
+from sail.serving.model_files import tensor_layout
+from sail.serving.probes import Probe
+from sail.serving.server import VllmServer
+
+Score = Callable[
+    [Sequence[int], Sequence[int]], Sequence[float]
+]  # (prompt ids, response ids) -> log-probs, nats
+
+_PROBE_SALT = "sail-probe"  # never the version: a stale prefix cache must be found, not stepped round
+_TOLERANCES = {"float32": 1e-3}  # engine and trainer differ by 2e-5 in float32
+_LOW_PRECISION_TOLERANCE = 0.5
+_QUANTILES = (0.5, 0.9, 0.99)
+
+
+@dataclass(frozen=True, slots=True)
+class SyncReport:
+    """How far the server's log-probs are from the trainer's on the probes' greedy tokens."""
+
+    max_abs_nats: float
+    quantiles: dict[float, float]  # of |server - trainer|, nats
+    greedy_equal: bool  # asked twice, cold and from the prefix cache, it gives the same tokens
+    num_tokens: int
+
+
+def sync_weights(server: VllmServer | None, client: ServerClient, model_dir: Path, version: str) -> None:
+    """Make the running server serve `model_dir` as `version`; no request may be in flight.
+
+    A directory no server could load raises ModelDirError before the server is touched. Everything else that
+    fails raises WeightSyncError: the server may then hold half of the weights, and only a restart mends it.
+    `server` is None for one that is not ours; then the tensors are not compared with those it was started on.
+    """
+    layout = tensor_layout(model_dir)
+    if server is not None and layout != server.layout:
+        differing = sorted(set(layout.items()) ^ set(server.layout.items()))
+        raise WeightSyncError(
+            f"{model_dir} has other tensors than the served model, first {differing[0][0]} {list(differing[0][1])}"
+        )
+    try:
+        results = client.collective_rpc("sail_reload", weights_path=str(model_dir.resolve()), version=version)
+        client.reset_prefix_cache()
+    except ServerError as error:
+        raise WeightSyncError(f"reloading {model_dir} as {version} failed: {error}") from error
+    loaded = [result["version"] for result in results]
+    if not loaded or set(loaded) != {version}:
+        raise WeightSyncError(f"asked for version {version}, the workers hold {loaded}")
+
+
+def verify_weights(
+    client: ServerClient, version: str, probes: Sequence[Probe], score: Score, *, tolerance_nats: float
+) -> SyncReport:
+    """Compare greedy tokens' log-probs with `score`, the trainer's; WeightSyncError above the tolerance.
+
+    Each probe is asked twice, so that the answer from the prefix cache is checked as well.
+    """
+    try:
+        cold, warm = _ask(client, probes), _ask(client, probes)
+    except ServerError as error:
+        raise WeightSyncError(f"version {version} was not verified: {error}") from error
+    gaps = np.array(
+        [
+            gap
+            for answers in (cold, warm)
+            for probe, answer in zip(probes, answers, strict=True)
+            for gap in _gaps(answer, score(probe.prompt_ids, answer.token_ids))
+        ]
+    )
+    report = SyncReport(
+        max_abs_nats=float(gaps.max()),
+        quantiles={q: float(np.quantile(gaps, q)) for q in _QUANTILES},
+        greedy_equal=all(a.token_ids == b.token_ids for a, b in zip(cold, warm, strict=True)),
+        num_tokens=len(gaps),
+    )
+    if not report.max_abs_nats <= tolerance_nats:  # also when it is NaN
+        raise WeightSyncError(
+            f"version {version}: server and trainer differ by {report.max_abs_nats:.3g} nats on {report.num_tokens} "
+            f"probe tokens (tolerance {tolerance_nats:g}, vllm.verify_tolerance)"
+        )
+    return report
+
+
+def tolerance_nats(settings: VllmSettings, dtype: str) -> float:
+    """vllm.verify_tolerance, or what the server's number format allows."""
+    return settings.verify_tolerance or _TOLERANCES.get(dtype, _LOW_PRECISION_TOLERANCE)
+
+
+def _ask(client: ServerClient, probes: Sequence[Probe]) -> list[Completion]:
+    requests = [
+        CompletionRequest(probe.prompt_ids, 1, 0, probe.max_tokens, temperature=0.0, cache_salt=_PROBE_SALT)
+        for probe in probes
+    ]
+    answers = dict(client.complete_many(requests))
+    return [answers[position][0] for position in range(len(requests))]
+
+
+def _gaps(answer: Completion, expected: Sequence[float]) -> list[float]:
+    if len(expected) != len(answer.token_ids):
+        raise ValueError(f"score returned {len(expected)} log-probs for {len(answer.token_ids)} tokens")
+    differences = (abs(a - b) for a, b in zip(answer.logprobs, expected, strict=True))
+    return [math.inf if math.isnan(gap) else gap for gap in differences]

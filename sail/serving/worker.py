@@ -1,0 +1,46 @@
+"""The part of sail that runs inside vLLM's workers: their `--worker-extension-cls`."""
+
+import time
+from typing import Any
+
+import torch
+from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead, VocabParallelEmbedding
+
+
+class WeightReloader:
+    """Methods vLLM mixes into its Worker; the driver calls them by name through /collective_rpc."""
+
+    sail_served_version: str | None = None
+
+    def sail_reload(self, weights_path: str, version: str) -> dict[str, Any]:
+        """Load all weights of a directory in place and remember which version they are."""
+        start = time.monotonic()
+        worker: Any = self
+        self.sail_served_version = None  # a reload that fails half-way leaves no version
+        worker.reload_weights(weights_path=weights_path)
+        repacked = repack_tied_heads(worker.model_runner.get_model())
+        self.sail_served_version = version
+        return {"version": version, "repacked": repacked, "seconds": time.monotonic() - start}
+
+    def sail_state(self) -> dict[str, str | None]:
+        """The version of the last whole reload (None before the first), and the number format of the
+        weights."""
+        worker: Any = self
+        dtype = str(worker.model_runner.model_config.dtype).removeprefix("torch.")
+        return {"version": self.sail_served_version, "dtype": dtype}
+
+
+def repack_tied_heads(model: torch.nn.Module) -> int:
+    """Pack again every output layer that shares its weight with an embedding; how many there were.
+
+    On CPU vLLM multiplies with a packed copy of lm_head. A checkpoint of a tied model has no tensor of that
+    name, so a reload leaves the old copy in place: a silently wrong model. On GPU there is no copy and this
+    does nothing.
+    """
+    tables: list[Any] = [module for module in model.modules() if isinstance(module, VocabParallelEmbedding)]
+    embeddings = {table.weight.data_ptr() for table in tables if not isinstance(table, ParallelLMHead)}
+    heads = [table for table in tables if isinstance(table, ParallelLMHead)]
+    tied: list[Any] = [head for head in heads if head.weight.data_ptr() in embeddings]
+    for head in tied:
+        head.quant_method.process_weights_after_loading(head)
+    return len(tied)

@@ -1,0 +1,81 @@
+"""What an update needs to go on: weights, optimizer, position, baselines, the metrics so far."""
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from sail.core import atomic
+from sail.objectives.baseline import RunningMean
+
+_WEIGHTS, _OPTIMIZER, _POSITION = "weights.safetensors", "optimizer.pt", "position.json"
+
+
+@dataclass(frozen=True)
+class Position:
+    """Where training stands, beside tensors."""
+
+    step: int = 0  # of this round
+    schedule_step: int = 0  # of the schedule, which `optimizer: carry` lets run over rounds
+    baselines: Mapping[str, RunningMean] = field(default_factory=dict)
+    metrics: tuple[dict[str, float], ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        baselines = {name: mean.to_dict() for name, mean in self.baselines.items()}
+        return {
+            "step": self.step, "schedule_step": self.schedule_step, "baselines": baselines,
+            "metrics": list(self.metrics),
+        }  # fmt: skip
+
+    @classmethod
+    def from_json(cls, record: Mapping[str, Any]) -> "Position":
+        baselines = {name: RunningMean.from_dict(mean) for name, mean in record["baselines"].items()}
+        return cls(record["step"], record["schedule_step"], baselines, tuple(record["metrics"]))
+
+
+def save_step(folder: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer, position: Position) -> None:
+    """Commit a step checkpoint, then drop the older ones."""
+    temporary, final = folder / "tmp", folder / f"step-{position.step:08d}"
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    save_file(_trainable(model), temporary / _WEIGHTS)
+    save_optimizer(temporary, optimizer, position)
+    atomic.sync_tree(temporary)
+    os.rename(temporary, final)
+    atomic.sync_folder(folder)
+    for older in folder.glob("step-*"):
+        if older != final:
+            shutil.rmtree(older)
+
+
+def load_last_step(folder: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> Position | None:
+    """Restore the newest step checkpoint, if a killed attempt left one."""
+    steps = sorted(folder.glob("step-*"))
+    if not steps:
+        return None
+    with torch.no_grad():
+        for name, weight in load_file(steps[-1] / _WEIGHTS).items():
+            model.get_parameter(name).copy_(weight)
+    return load_optimizer(steps[-1], optimizer)
+
+
+def save_optimizer(folder: Path, optimizer: torch.optim.Optimizer, position: Position) -> None:
+    """Optimizer and position alone: what `optimizer: carry` hands to the next round."""
+    folder.mkdir(parents=True, exist_ok=True)
+    torch.save(optimizer.state_dict(), folder / _OPTIMIZER)  # its bytes depend on the file's name: keep it fixed
+    (folder / _POSITION).write_text(json.dumps(position.to_json()))
+
+
+def load_optimizer(folder: Path, optimizer: torch.optim.Optimizer) -> Position:
+    optimizer.load_state_dict(torch.load(folder / _OPTIMIZER, weights_only=True))
+    return Position.from_json(json.loads((folder / _POSITION).read_text()))
+
+
+def _trainable(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    return {name: weight.detach().contiguous() for name, weight in model.named_parameters() if weight.requires_grad}

@@ -1,0 +1,93 @@
+"""Every refusal and every warning, by the smallest route that earns it, and the presets that earn none."""
+
+from dataclasses import replace
+
+import pytest
+
+from sail.objectives.route_facts import RouteFacts
+from sail.objectives.rules import RULES, check_route
+
+OFFLINE = RouteFacts("dpo", responses_from_policy=False, labels_by="others")
+PR = RouteFacts("dpo", responses_from_policy=True, labels_by="others", mode="soft", sail_coef=0.1)
+PP = RouteFacts("dpo", responses_from_policy=True, labels_by="policy", mode="soft", sail_coef=0.1)
+DP = replace(PP, responses_from_policy=False)
+ITERATIVE = replace(PR, sail_coef=0.0, num_generations=8, keep="best_worst", mode="hard")
+SFT = RouteFacts("sft", responses_from_policy=False, labels_by="none")
+
+
+@pytest.mark.parametrize(
+    "route",
+    [
+        OFFLINE,
+        PR,
+        PP,
+        DP,
+        ITERATIVE,
+        SFT,
+        replace(OFFLINE, loss="sigmoid"),
+        replace(OFFLINE, loss="slic"),
+        replace(PR, mode="sampled"),
+        replace(PP, mode="sampled", loss="ipo"),
+        replace(PR, num_generations=4, keep="random"),
+        replace(PR, temperature=0.9),
+        replace(PR, stale=True),
+        replace(ITERATIVE, temperature=0.7, top_p=0.9, top_k=40, filters=True, importance_mode="none"),
+        replace(DP, top_p=0.9, keep="best_worst", filters=True, temperature=0.5, importance_mode="none"),
+    ],
+)
+def test_a_sound_route_has_no_findings(route):
+    assert check_route(route) == []
+
+
+@pytest.mark.parametrize(
+    ("route", "problem"),
+    [
+        (replace(OFFLINE, loss="dpoo"), "no loss named 'dpoo'"),
+        (replace(PP, loss="slic"), "preference link"),
+        (replace(PP, loss="slic", when="frozen", sail_coef=0.0), "preference link"),
+        (replace(SFT, loss="dpo"), "labels: none"),
+        (replace(PR, sail_coef=-0.1), "sail_coef is -0.1"),
+        (replace(PR, sail_coef=float("nan")), "sail_coef is nan"),
+        (replace(PR, sail_coef=float("inf")), "sail_coef is inf"),
+        (replace(SFT, sail_coef=0.1), "labelled pairs"),
+        (replace(OFFLINE, sail_coef=0.1), "does nothing"),
+        (replace(DP, mode="hard"), "does nothing"),
+        (replace(DP, when="frozen"), "does nothing"),
+        (replace(PR, num_generations=4, keep="best_worst"), "best of 4 against worst"),
+        (replace(PR, top_p=0.95), "top_p 0.95"),
+        (replace(PR, top_k=50), "top_k 50"),
+        (replace(PR, min_p=0.05), "min_p 0.05"),
+        (replace(PR, min_tokens=8), "min_tokens 8"),
+        (replace(PP, temperature=0.9, importance_mode="none"), "temperature 0.9"),
+        (replace(PP, sail_coef=0.0), "exactly zero"),
+        (replace(PP, when="frozen", policy_is_reference=True), "every pair is a tie"),
+        (replace(PP, when="frozen", policy_is_reference=True, sail_coef=0.0), "every pair is a tie"),
+    ],
+)
+def test_what_cannot_be_right_is_refused(route, problem):
+    refusals = [finding for finding in check_route(route) if finding.level == "refused"]
+    assert len(refusals) == 1 and problem in refusals[0].problem and refusals[0].cure
+
+
+@pytest.mark.parametrize(
+    ("route", "problem"),
+    [
+        (replace(PP, mode="sampled", sail_coef=0.0), "noise of mean zero"),
+        (replace(PP, mode="hard"), "amplify"),
+        (replace(PP, mode="hard", sail_coef=0.0), "amplify"),
+        (replace(PP, when="frozen"), "another algorithm"),
+        (replace(PR, importance_apply_to="score"), "leaves an error"),
+        (replace(PR, filters=True), "filtered"),
+        (replace(PR, stale=True, importance_mode="none"), "stale samples"),
+    ],
+)
+def test_what_is_allowed_but_biased_is_warned_about(route, problem):
+    (finding,) = check_route(route)
+    assert finding.level == "warned" and problem in finding.problem and finding.cure
+
+
+def test_all_findings_of_a_route_come_at_once_refusals_first():
+    route = replace(PP, loss="slic", mode="hard", sail_coef=0.5, keep="best_worst", top_p=0.9, filters=True)
+    levels = [finding.level for finding in check_route(route)]
+    assert levels == ["refused"] * 3 + ["warned"] * 2
+    assert len(RULES) == 5
