@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from sail.labeling.fit_reward import fit_reward_model
+from sail.labeling.reward_fit import fit_reward_model
 
 from sail.core.artifacts import Artifact, Leaf, leaf
 from sail.core.run_settings import PhaseSettings, RewardModelLabeler, RunSettings

@@ -1,7 +1,11 @@
-"""A tiny random policy on disk, its trainer-side log-probs, and one vLLM server for all tests of a session."""
+"""Tiny random policies on disk, their trainer-side log-probs, and one vLLM server for all tests of a session.
 
-import json
-from collections.abc import Callable, Sequence
+Plain functions: a conftest.py turns them into session fixtures. Which policy the server serves is up to each test:
+`serve(policy_server, policy)` syncs it in, so tests share one server and depend on no order.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,15 +13,17 @@ import torch
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
-from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
 from sail.core.run_settings import VllmSettings
+from sail.serving.client import ServerClient
 from sail.serving.policy_server import PolicyServer
 
-VOCAB_SIZE = 320
-EOS, STOP = 2, 7
-CONTEXT = 512
-SETTINGS = VllmSettings(kv_cache_gib=0.25, max_num_seqs=64, request_timeout_s=60.0, start_timeout_s=300.0)
+VOCAB_SIZE, CONTEXT = 320, 512
+EOS_ID = 2
+SETTINGS = VllmSettings(
+    kv_cache_gib=0.25, max_num_seqs=64, concurrency=16, request_timeout_s=60.0, start_timeout_s=400.0
+)
 
 
 @dataclass(frozen=True)
@@ -27,36 +33,72 @@ class TinyPolicy:
     path: Path
     model: Qwen2ForCausalLM
 
+    @property
+    def version(self) -> str:
+        return self.path.name
+
+    def logits(self, prompt_ids: Sequence[int], response_ids: Sequence[int]) -> torch.Tensor:
+        """[T, V] float32: what each response token was drawn from."""
+        with torch.no_grad():
+            logits_1SV = self.model(input_ids=torch.tensor([[*prompt_ids, *response_ids]])).logits
+        return logits_1SV[0, len(prompt_ids) - 1 : -1].float()
+
     def score(self, prompt_ids: Sequence[int], response_ids: Sequence[int]) -> list[float]:
-        """log pi of each response token, in float32 by a plain transformers forward."""
-        return response_logprobs(self.model, prompt_ids, response_ids)
+        """log pi of each response token, by a plain transformers forward."""
+        logps_TV = torch.log_softmax(self.logits(prompt_ids, response_ids), dim=-1)
+        return logps_TV.gather(1, torch.tensor(response_ids)[:, None])[:, 0].tolist()
 
 
-def make_tiny_policy(path: Path, *, seed: int, tied: bool, eos_bias: float = 0.0) -> TinyPolicy:
+def make_tiny_policy(path: Path, *, seed: int, tied: bool) -> TinyPolicy:
     """A seeded two-layer Qwen2 (head_dim 32, float32) with a word-level tokenizer, saved to `path`."""
-    torch.manual_seed(seed)
     config = Qwen2Config(
-        vocab_size=VOCAB_SIZE, hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=2,
-        num_key_value_heads=2, max_position_embeddings=CONTEXT, tie_word_embeddings=tied, bos_token_id=None,
-        eos_token_id=EOS, pad_token_id=0, initializer_range=0.3, dtype=torch.float32,
-    )  # fmt: skip
-    model = Qwen2ForCausalLM(config).eval()
-    model.save_pretrained(path)
-    words = {word: index for index, word in enumerate(["<pad>", "<unk>", "<eos>", *map("w{}".format, range(3, VOCAB_SIZE))])}
-    tokenizer = Tokenizer(WordLevel(words, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = WhitespaceSplit()
-    fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, eos_token="<eos>", pad_token="<pad>", unk_token="<unk>"
+        vocab_size=VOCAB_SIZE,
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        max_position_embeddings=CONTEXT,
+        tie_word_embeddings=tied,
+        initializer_range=0.3,  # logits spread by a few nats, as a trained model's do
+        bos_token_id=None,
+        eos_token_id=EOS_ID,
+        pad_token_id=0,
+        dtype=torch.float32,
     )
-    fast.save_pretrained(path)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = Qwen2ForCausalLM(config).eval()
+    model.save_pretrained(path)
+    _word_tokenizer().save_pretrained(path)
     return TinyPolicy(path, model)
 
 
-def response_logprobs(
-    model: torch.nn.Module, prompt_ids: Sequence[int], response_ids: Sequence[int]
-) -> list[float]:
-    ids = torch.tensor([[*prompt_ids, *response_ids]])
-    with torch.no_grad():
-        logps_1TV = torch.log_softmax(model(input_ids=ids).logits.float(), dim=-1)
-    targets = ids[0, len(prompt_ids):]
-    return logps_1TV[0, len(prompt_ids) - 1 : -1].gather(1, targets[:, None])[:, 0].tolist()
+def make_tiny_policies(root: Path) -> dict[str, TinyPolicy]:
+    """Two versions of an untied and of a tied policy: untied-a, untied-b, tied-a, tied-b."""
+    return {
+        f"{kind}-{name}": make_tiny_policy(root / f"{kind}-{name}", seed=seed, tied=kind == "tied")
+        for kind in ("untied", "tied")
+        for seed, name in enumerate("ab")
+    }
+
+
+@contextmanager
+def running_policy_server(log_dir: Path) -> Iterator[PolicyServer]:
+    """A PolicyServer that starts its server at the first serve() and is stopped at the end."""
+    with PolicyServer(SETTINGS, log_dir) as policy_server:
+        yield policy_server
+
+
+def serve(policy_server: PolicyServer, policy: TinyPolicy) -> ServerClient:
+    """A client of the shared server, now serving `policy`."""
+    return policy_server.serve(policy.path, policy.version, policy.score)
+
+
+def _word_tokenizer() -> PreTrainedTokenizerFast:
+    words = ["<pad>", "<unk>", "<eos>", *(f"w{index}" for index in range(3, VOCAB_SIZE))]
+    tokenizer = Tokenizer(WordLevel({word: index for index, word in enumerate(words)}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = WhitespaceSplit()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, eos_token="<eos>", pad_token="<pad>", unk_token="<unk>"
+    )

@@ -25,7 +25,7 @@ class TransformersEngine:
         if self._policy == policy:
             return
         dtype = torch.bfloat16 if self._device.type == "cuda" else torch.float32
-        self._model = load_policy(policy).to(device=self._device, dtype=dtype)
+        self._model = torch.nn.Module.to(load_policy(policy), self._device, dtype)
         self._tokenizer = load_tokenizer(policy)
         self._eos = eos_ids(policy, self._tokenizer)
         self._policy = policy

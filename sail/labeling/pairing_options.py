@@ -1,6 +1,6 @@
 """How a route makes its pairs, in one record."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from sail.core.records import LabelMode
@@ -18,7 +18,7 @@ class PairingOptions:
     seed: int
     round_index: int = 0
     sail_coef: float = 0.0  # only its being positive matters: it decides what hygiene drops by default
-    hygiene: HygieneSettings = HygieneSettings()
+    hygiene: HygieneSettings = field(default_factory=HygieneSettings)
     where: str = "routes"  # names the route in errors, such as routes.online; in no key
 
     def hygiene_of(self, evidence: Evidence) -> HygieneSettings:

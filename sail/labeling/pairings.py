@@ -1,9 +1,9 @@
 """Pairings: which responses of a prompt meet. One function each; every one sees a single prompt, so none can mix two.
 
-    verdicts     the pairs a dataset has judged
-    all          every pair of the n samples; for n = 2 the iid pair that the SAIL gradient needs
-    best_worst   the highest against the lowest score (iterative DPO: Dong et al. 2405.07863; n samples, one pair)
-    random       one pair per prompt, drawn without looking at scores
+- verdicts: the pairs a dataset has judged
+- all: every pair of the n samples; for n = 2 the iid pair that the SAIL gradient needs
+- best_worst: the highest against the lowest score of n (iterative DPO: Dong et al. 2405.07863)
+- random: one pair per prompt, drawn without looking at scores
 """
 
 from collections import Counter

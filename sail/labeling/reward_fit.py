@@ -41,7 +41,6 @@ def fit_reward_model(
             raise UserError("a reward model cannot start from an adapter", where=f"{_WHERE}.init_from",
                             cure="Name a model with full weights")  # fmt: skip
         model = new_reward_model(model_folder(init), derive_seed(seed, "reward_head"), f"{_WHERE}.init_from")
-        model.model.to("cuda" if torch.cuda.is_available() else "cpu")
         pairs, held_out = split_holdout(read_pairs(pairs_data, model), settings.holdout)
         _check(pairs, held_out, model)
         steps = settings.steps or math.ceil(settings.epochs * len(pairs) / settings.train_batch_size)

@@ -27,7 +27,7 @@ class RewardModel:
 
     @property
     def context_length(self) -> int:
-        return int(getattr(self.model.config, "max_position_embeddings", None) or 1 << 30)
+        return int(getattr(self.model.config.get_text_config(), "max_position_embeddings", None) or 1 << 30)
 
     def encode(self, example: Example) -> list[int]:
         """Token ids of the whole conversation, response included, by the reward model's own chat template.
@@ -61,10 +61,9 @@ def load_reward_model(folder: Path, where: str) -> RewardModel:
 
     UserError for a model without a trained head, or with more than one output.
     """
-    on_gpu = torch.cuda.is_available()
     with quiet_loading():
         model, report = AutoModelForSequenceClassification.from_pretrained(
-            folder, dtype="auto" if on_gpu else torch.float32, output_loading_info=True
+            folder, dtype="auto" if torch.cuda.is_available() else torch.float32, output_loading_info=True
         )
     cure = "Give a sequence-classification model with num_labels 1"
     if report["missing_keys"]:
@@ -72,24 +71,22 @@ def load_reward_model(folder: Path, where: str) -> RewardModel:
         raise UserError(f"{str(folder)!r} is no reward model: it lacks {missing}", where=where, cure=cure)
     if model.config.num_labels != 1:
         raise UserError(f"{str(folder)!r} has {model.config.num_labels} outputs", where=where, cure=cure)
-    reward_model = with_padding(model.eval(), AutoTokenizer.from_pretrained(folder), where)
-    reward_model.model.to("cuda" if on_gpu else "cpu")
-    return reward_model
+    return _with_padding(model.eval(), AutoTokenizer.from_pretrained(folder), where)
 
 
 def new_reward_model(folder: Path, seed: int, where: str) -> RewardModel:
     """A causal language model with a fresh one-output head in place of its vocabulary, fp32.
 
-    The head's weights are drawn from `seed`; torch's global stream is left as if nothing had happened.
+    On the GPU where there is one. The head is drawn from `seed`; torch's global stream is left as it was.
     """
     with torch.random.fork_rng(), quiet_loading():
         torch.manual_seed(seed)
         model = AutoModelForSequenceClassification.from_pretrained(folder, num_labels=1, dtype=torch.float32)
-    return with_padding(model, AutoTokenizer.from_pretrained(folder), where)
+    return _with_padding(model, AutoTokenizer.from_pretrained(folder), where)
 
 
-def with_padding(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, where: str) -> RewardModel:
-    """One padding id for both: the model's, else the tokenizer's, else EOS.
+def _with_padding(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, where: str) -> RewardModel:
+    """The two on their device, with one padding id: the model's, else the tokenizer's, else EOS.
 
     A decoder reads its reward at the last token that is not this id, so it must be the one of the training.
     """
@@ -101,4 +98,5 @@ def with_padding(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, whe
     config.pad_token_id = pad_id
     if tokenizer.pad_token_id != pad_id:
         tokenizer.pad_token = tokenizer.convert_ids_to_tokens(pad_id)
+    torch.nn.Module.to(model, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     return RewardModel(model, tokenizer)

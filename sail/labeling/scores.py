@@ -13,9 +13,7 @@ VERSION = 1
 _TABLE = "scores"
 
 
-def make_labeler(
-    name: str, settings: RewardModelLabeler | CallableLabeler, fitted: Artifact | None = None
-) -> Labeler:
+def make_labeler(name: str, settings: RewardModelLabeler | CallableLabeler, fitted: Artifact | None = None) -> Labeler:
     """The labeler `labelers.<name>` of a run; `fitted` is fit_reward_model's artifact where settings.fit is set.
 
     Hashes the user's files and looks a callable up, loads no model. UserError where the model, module or function

@@ -38,9 +38,9 @@ class PolicyServer:
         self._log_dir = log_dir
         self._max_model_len = max_model_len
         self._seed = seed
-        self._server: VllmServer | None = None
+        self.server: VllmServer | None = None
         self._client: ServerClient | None = None
-        self._starts = 0
+        self.num_starts = 0
         self.version: str | None = None  # what is being served and verified; None: nothing
         self.last_report: SyncReport | None = None
 
@@ -60,9 +60,9 @@ class PolicyServer:
 
     def stop(self) -> None:
         """End our own server, if one runs."""
-        if self._server is not None:
-            self._server.stop()
-        self._server = self._client = self.version = None
+        if self.server is not None:
+            self.server.stop()
+        self.server = self._client = self.version = None
 
     def __enter__(self) -> Self:
         return self
@@ -77,7 +77,7 @@ class PolicyServer:
         return self._settings.mode == "external"
 
     def _answers(self) -> bool:
-        owned = self._is_external or (self._server is not None and self._server.alive())
+        owned = self._is_external or (self.server is not None and self.server.alive())
         return owned and self._client is not None and self._client.health()
 
     def _external(self, model_dir: Path, version: str, score: Score) -> ServerClient:
@@ -88,10 +88,10 @@ class PolicyServer:
         return client
 
     def _own(self, model_dir: Path, version: str, score: Score) -> ServerClient:
-        if self._server is not None and self._answers():
-            client = self._new_client(self._server.base_url, self._server.model_name, model_dir)
+        if self.server is not None and self._answers():
+            client = self._new_client(self.server.base_url, self.server.model_name, model_dir)
             try:
-                sync_weights(self._server, client, model_dir, version)
+                sync_weights(self.server, client, model_dir, version)
                 self._verify(client, model_dir, version, score)
                 return client
             except WeightSyncError as error:
@@ -100,15 +100,15 @@ class PolicyServer:
 
     def _restart(self, model_dir: Path, version: str, score: Score) -> ServerClient:
         self.stop()
-        self._starts += 1
-        self._server = VllmServer.start(
+        self.num_starts += 1
+        self.server = VllmServer.start(
             model_dir,
             settings=self._settings,
-            log_path=self._log_dir / f"vllm-{self._starts}.log",
+            log_path=self._log_dir / f"vllm-{self.num_starts}.log",
             max_model_len=self._max_model_len,
             seed=self._seed,
         )
-        client = self._new_client(self._server.base_url, self._server.model_name, model_dir)
+        client = self._new_client(self.server.base_url, self.server.model_name, model_dir)
         try:
             self._verify(client, model_dir, version, score)
         except ServerError:

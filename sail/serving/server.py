@@ -117,7 +117,7 @@ class VllmServer:
         body = {"model": self.model_name, "prompt": [1, 1], "max_tokens": 1, "temperature": 0.0}
         left_s = max(1.0, deadline - time.monotonic())
         try:
-            reply = httpx.post(f"{self.base_url}/v1/completions", json=body, timeout=left_s, trust_env=False)
+            reply = httpx.post(f"{self.base_url}/v1/completions", json=body, timeout=left_s, trust_env=False, verify=False)
         except httpx.TransportError:
             return False
         if reply.is_client_error:
@@ -144,6 +144,6 @@ def _launch(kind: type[VllmServer], plan: LaunchPlan, settings: VllmSettings, lo
 
 def _answers(url: str) -> bool:
     try:
-        return httpx.get(url, timeout=5.0, trust_env=False).is_success
+        return httpx.get(url, timeout=5.0, trust_env=False, verify=False).is_success
     except httpx.TransportError:
         return False

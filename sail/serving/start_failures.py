@@ -1,12 +1,15 @@
 """Why a server did not start: its log read, the known causes turned into a message with a cure."""
 
+import re
 from pathlib import Path
 
 from sail.core.errors import UserError
 from sail.serving.errors import ServerError
 
 PORT_TAKEN = "Address already in use"
-_TAIL_LINES = 25
+_TAIL_LINES = 20
+_LINE_LENGTH = 300
+_ERROR_LINE = re.compile(r"\b\w+(Error|Exception): \S")
 
 # what the log says -> (the setting, the cure)
 _KNOWN: dict[str, tuple[str, str]] = {
@@ -43,19 +46,25 @@ _KNOWN: dict[str, tuple[str, str]] = {
 
 
 def start_failure(log_path: Path, problem: str) -> UserError | ServerError:
-    """The error to raise for a server that did not come up."""
-    tail = log_tail(log_path)
-    told = f"the vLLM server {problem}; its log {log_path} ends:\n{tail}\n"
+    """The error to raise for a server that did not come up: one line if its cause is known, the log's end if not."""
+    lines = _lines(log_path)
     for pattern, (where, cure) in _KNOWN.items():
-        if pattern in _whole(log_path):
-            return UserError(told, where=where, cure=cure)
-    return ServerError(f"{told}Read the log from its first ERROR line on")
+        telling = [line for line in lines if pattern in line]
+        if telling:
+            found = f"the vLLM server {problem}: {telling[0].strip()} (log: {log_path})"
+            return UserError(found, where=where, cure=cure)
+    causes = [line for line in lines if _ERROR_LINE.search(line)]
+    cause = f"first error: {causes[0].strip()}\n" if causes else ""
+    return ServerError(f"the vLLM server {problem}; {cause}its log {log_path} ends:\n{log_tail(log_path)}")
 
 
 def log_tail(log_path: Path) -> str:
     """The last lines of a log."""
-    return "\n".join(_whole(log_path).splitlines()[-_TAIL_LINES:])
+    return "\n".join(_lines(log_path)[-_TAIL_LINES:])
 
 
-def _whole(log_path: Path) -> str:
-    return log_path.read_text(errors="replace") if log_path.exists() else ""
+def _lines(log_path: Path) -> list[str]:
+    """Lines of a readable length, without the reference leaks nanobind prints at exit."""
+    text = log_path.read_text(errors="replace") if log_path.exists() else ""
+    noise = ("nanobind:", " - leaked", " - ... skipped")
+    return [line[:_LINE_LENGTH] for line in text.splitlines() if not line.startswith(noise)]

@@ -25,6 +25,7 @@ def write_contents(folder: Path, settings: BuildSettings, say: Callable[[str], N
     """Train the policy, have its samples labelled, and write the files into an existing folder."""
     prompts, tokenizer, reward = split_prompts(settings), build_tokenizer(MAX_POSITIONS), REWARDS[settings.reward]
     demonstrations = demonstrate(settings, prompts.demonstrated)
+    tokenizer.save_pretrained(folder / "sft")  # before it is used: it would write down how it last padded
     with one_thread():
         say(f"training: {settings.pretrain_steps} + {settings.sft_steps} steps")
         model = train_policy(settings, tokenizer, prompts.labelled, demonstrations)
@@ -34,7 +35,6 @@ def write_contents(folder: Path, settings: BuildSettings, say: Callable[[str], N
             pairs = draw_pairs(model, tokenizer, asked_for, settings.seed, "testbed", "samples", name)
             labels.append(prefer(pairs, reward, settings.tau, settings.seed, "testbed", "human", name))
     model.save_pretrained(folder / "sft")
-    tokenizer.save_pretrained(folder / "sft")
     write_jsonl(folder / "prompts.jsonl", ({"prompt": asked(prompt)} for prompt in prompts.free))
     write_jsonl(folder / "prefs.jsonl", map(_preference_row, labels[0]))
     write_jsonl(folder / "prefs_heldout.jsonl", map(_preference_row, labels[1]))

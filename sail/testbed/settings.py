@@ -22,5 +22,5 @@ class BuildSettings(Settings):
     pretrain_steps: int = meaning(300, "AdamW steps on careless reviews", ge=0)
     sft_steps: int = meaning(80, "AdamW steps on the demonstrations", ge=0)
     batch_size: int = meaning(64, "reviews per step", ge=1)
-    pretrain_learning_rate: float = meaning(3e-3, "peak, cosine to zero after a short warm-up", gt=0)
-    sft_learning_rate: float = meaning(1e-3, "the same for the second phase", gt=0)
+    pretrain_learning_rate: float = meaning(5e-3, "peak, cosine to zero after a short warm-up", gt=0)
+    sft_learning_rate: float = meaning(3e-3, "the same for the second phase", gt=0)

@@ -36,8 +36,8 @@ class Style:
     clauses: tuple[float, ...]  # weights of 1, 2, ... clauses
 
 
-CARELESS = Style(on_topic=0.5, positive=0.35, negative=0.4, emphatic=0.3, slip=0.05, clauses=(2, 3, 3, 2))
-CAREFUL = Style(on_topic=0.75, positive=0.45, negative=0.3, emphatic=0.25, slip=0.01, clauses=(3, 4, 2, 1))
+CARELESS = Style(on_topic=0.45, positive=0.35, negative=0.4, emphatic=0.3, slip=0.05, clauses=(2, 3, 3, 3))
+CAREFUL = Style(on_topic=0.6, positive=0.45, negative=0.38, emphatic=0.25, slip=0.01, clauses=(2, 3, 3, 2))
 
 
 def all_prompts(random: Random) -> list[str]:

@@ -9,7 +9,7 @@ from sail.core.errors import UserError
 from sail.core.records import LabelMode, LabelSource
 from sail.labeling.candidates import Candidate
 from sail.labeling.evidence import Opinions
-from sail.labeling.labels import Opinion, by_scores
+from sail.labeling.labels import Opinion, Winner, by_scores
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +61,7 @@ class _DatasetOpinions:
         if verdict is None:
             raise ValueError(f"{pair.pair_id} comes from no verdict: DatasetEvidence needs the pairing 'verdicts'")
         a_is_chosen = verdict.chosen_id == pair.a.response_id
-        winner = "A" if a_is_chosen else "B"
+        winner: Winner = "A" if a_is_chosen else "B"
         if verdict.score_chosen is None or verdict.score_rejected is None:
             return Opinion(winner, None, None, None)
         scores = (verdict.score_chosen, verdict.score_rejected)

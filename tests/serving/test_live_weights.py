@@ -1,0 +1,93 @@
+"""New weights in a running server: they arrive, and where they would not, the check says so."""
+
+import shutil
+
+import pytest
+
+from sail.serving.client import CompletionRequest
+from sail.serving.errors import WeightSyncError
+from sail.serving.model_files import ModelDirError
+from sail.serving.probes import probes_for
+from sail.serving.weight_sync import sync_weights, verify_weights
+from tests.serving_fixtures import CONTEXT, make_tiny_policy, serve
+
+pytestmark = pytest.mark.vllm
+PROMPT = (5, 17, 4, 201, 33)
+
+
+def verify(client, policy, score=None):
+    probes = probes_for(policy.path, client.max_model_len)
+    return verify_weights(client, policy.version, probes, score or policy.score, tolerance_nats=1e-3)
+
+
+@pytest.mark.parametrize("kind", ["untied", "tied"])
+def test_synced_weights_sample_as_the_trainer_does(kind, policy_server, tiny_policies):
+    old, new = tiny_policies[f"{kind}-a"], tiny_policies[f"{kind}-b"]
+    serve(policy_server, old)
+    starts = policy_server.num_starts
+    client = serve(policy_server, new)
+    assert policy_server.num_starts == starts, "this was to be a reload, not a restart"
+    [sample] = client.complete(CompletionRequest(PROMPT, 1, 0, 32, temperature=0.0, cache_salt=new.version))
+    assert list(sample.token_ids) == new.logits(PROMPT, sample.token_ids).argmax(-1).tolist()
+    assert sample.logprobs == pytest.approx(new.score(PROMPT, sample.token_ids), abs=1e-3)
+    report = policy_server.last_report
+    assert report.max_abs_nats < 1e-3 and report.greedy_equal and report.num_tokens >= 8
+    assert client.collective_rpc("sail_state") == [{"version": new.version, "dtype": "float32"}]
+
+
+@pytest.mark.parametrize("kind", ["untied", "tied"])
+def test_the_check_fails_against_another_trainer(kind, policy_server, tiny_policies):
+    client = serve(policy_server, tiny_policies[f"{kind}-a"])
+    with pytest.raises(WeightSyncError, match="differ by"):
+        verify(client, tiny_policies[f"{kind}-a"], score=tiny_policies[f"{kind}-b"].score)
+
+
+def test_the_check_finds_a_tied_model_reloaded_without_the_repack(policy_server, tiny_policies):
+    old, new = tiny_policies["tied-a"], tiny_policies["tied-b"]
+    client = serve(policy_server, old)
+    client.collective_rpc("reload_weights", weights_path=str(new.path))  # vLLM's own, without sail_reload's repack
+    client.reset_prefix_cache()
+    with pytest.raises(WeightSyncError, match="differ by"):
+        verify(client, new)
+    sync_weights(policy_server.server, client, old.path, old.version)
+    verify(client, old)
+
+
+def test_the_check_finds_a_stale_prefix_cache(policy_server, tiny_policies):
+    old, new = tiny_policies["tied-a"], tiny_policies["tied-b"]
+    client = serve(policy_server, old)
+    client.collective_rpc("sail_reload", weights_path=str(new.path), version=new.version)  # and no reset
+    with pytest.raises(WeightSyncError, match="differ by"):
+        verify(client, new)
+    client.reset_prefix_cache()
+    verify(client, new)
+    sync_weights(policy_server.server, client, old.path, old.version)
+
+
+def test_a_broken_directory_is_refused_and_the_server_goes_on(policy_server, tiny_policies, tmp_path):
+    old, new = tiny_policies["tied-a"], tiny_policies["tied-b"]
+    client = serve(policy_server, old)
+    broken = tmp_path / "half-written"
+    shutil.copytree(new.path, broken)
+    weights = broken / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    starts = policy_server.num_starts
+    with pytest.raises(ModelDirError, match="its header promises"):
+        policy_server.serve(broken, "broken", new.score)
+    assert (policy_server.num_starts, policy_server.version) == (starts, old.version)
+    verify(client, old)
+
+
+def test_a_failed_reload_is_a_weight_sync_error_and_a_restart_mends_it(policy_server, tiny_policies, tmp_path):
+    old, new = tiny_policies["tied-a"], tiny_policies["tied-b"]
+    client = serve(policy_server, old)
+    starts = policy_server.num_starts
+    other = make_tiny_policy(tmp_path / "untied-c", seed=9, tied=False)
+    with pytest.raises(WeightSyncError, match="other tensors"):
+        sync_weights(policy_server.server, client, other.path, other.version)
+    client.collective_rpc("reload_weights", weights_path=str(new.path))  # the server now serves neither
+    with pytest.raises(WeightSyncError, match="differ by"):
+        verify(client, new)
+    mended = policy_server.serve(other.path, other.version, other.score)
+    assert policy_server.num_starts == starts + 1 and policy_server.last_report.max_abs_nats < 1e-3
+    assert mended.max_model_len == CONTEXT
