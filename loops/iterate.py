@@ -16,7 +16,8 @@ from loops.checks import POLICY, label_mode, loss_params, route_loss
 from loops.context import Context
 from sail.core.artifacts import Artifact
 from sail.core.run_settings import LossSettings, PhaseSettings, RouteSettings
-from sail.evaluation.stage import EvaluationInputs, HeldOutPairs, evaluate
+from sail.evaluation.inputs import EvaluationInputs, HeldOutPairs
+from sail.evaluation.stage import evaluate
 from sail.generation.stage import generate
 from sail.labeling.evidence import Evidence, ScoreEvidence
 from sail.labeling.labelers.dataset import DatasetEvidence

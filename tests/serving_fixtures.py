@@ -1,7 +1,7 @@
 """Tiny random policies on disk, their trainer-side log-probs, and one vLLM server for all tests of a session.
 
-Plain functions: a conftest.py turns them into session fixtures. Which policy the server serves is up to each test:
-`serve(policy_server, policy)` syncs it in, so tests share one server and depend on no order.
+Plain functions: a conftest.py turns them into session fixtures. Which policy the server serves is up to each
+test: `serve(policy_server, policy)` syncs it in, so tests share one server and depend on no order.
 """
 
 from collections.abc import Iterator, Sequence

@@ -7,7 +7,7 @@ METRICS: dict[str, str] = {
     "learning_rate": "learning rate of the step",
     "rewards/chosen": "mean beta (log pi - log ref) of the preferred responses",
     "rewards/rejected": "the same of the other responses",
-    "rewards/margins": "mean difference of the two",
+    "rewards/margins": "mean reward difference, preferred minus other response",
     "rewards/accuracies": "share of pairs with a positive margin; a margin of zero counts half",
     "logps/chosen": "mean log pi of the preferred responses, nats a sequence",
     "logps/rejected": "the same of the other responses",

@@ -1,9 +1,8 @@
 """The evaluation stage: a policy's held-out samples, their scores and log-probs -> metrics and examples."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 
-from sail.core.artifacts import Artifact, Keyed
+from sail.core.artifacts import Artifact
 from sail.core.records import DatasetVerdict, SampleGroup, ScoredGroup
 from sail.core.store import Builder, Recipe, Workspace
 from sail.evaluation.accuracy import (
@@ -16,62 +15,18 @@ from sail.evaluation.accuracy import (
 )
 from sail.evaluation.completions import completion_metrics, length_correlation, nats_per_token
 from sail.evaluation.divergence import kl_between, mean_log_ratio
-from sail.evaluation.examples import EXAMPLES_FILE, choose_examples, examples_json
+from sail.evaluation.examples import choose_examples
+from sail.evaluation.inputs import EvaluationInputs
 from sail.evaluation.rewards import check_scores, mean_reward, reward_standard_error
 from sail.evaluation.win_rate import bootstrap_interval, prompt_win_shares
-from sail.policy.loading import Checkpoint
 from sail.policy.scoring import read_logps
 
 VERSION = 1
-METRICS_FILE = "metrics.json"
+METRICS_FILE, EXAMPLES_FILE = "metrics.json", "examples.json"
 
 _Groups = Sequence[SampleGroup]
 _Scores = Mapping[str, Sequence[ScoredGroup]]
 _Metrics = dict[str, float | None]
-
-
-@dataclass(frozen=True, slots=True)
-class HeldOutPairs:
-    """Dataset pairs the update never saw, scored under policy and reference."""
-
-    data: Artifact  # tables "groups" (SampleGroup) and "verdicts" (DatasetVerdict)
-    policy_logps: Artifact  # table "logps"
-    reference_logps: Artifact
-
-
-@dataclass(frozen=True, slots=True)
-class EvaluationInputs:
-    """What one evaluation looks at.
-
-    scores: by scorer, the headline first; may be empty. start_scores: the same scorers on the starting policy's
-    samples of the same prompts; empty for the starting policy itself, which then has no win rate.
-    """
-
-    policy: Checkpoint
-    reference: Checkpoint
-    samples: Artifact  # table "groups": n samples on each held-out prompt, drawn from the policy
-    policy_logps: Artifact  # table "logps" of the samples
-    reference_logps: Artifact
-    scores: Mapping[str, Artifact] = field(default_factory=dict)  # table "scores"
-    start_scores: Mapping[str, Artifact] = field(default_factory=dict)
-    pairs: HeldOutPairs | None = None
-
-    def keyed(self) -> dict[str, Keyed]:
-        """Every input by name, as it enters the recipe."""
-        inputs: dict[str, Keyed] = {
-            "policy": self.policy,
-            "reference": self.reference,
-            "samples": self.samples,
-            "policy_logps": self.policy_logps,
-            "reference_logps": self.reference_logps,
-        }
-        inputs |= {f"scores:{name}": artifact for name, artifact in self.scores.items()}
-        inputs |= {f"start_scores:{name}": artifact for name, artifact in self.start_scores.items()}
-        if self.pairs is not None:
-            inputs["pairs"] = self.pairs.data
-            inputs["pairs_policy_logps"] = self.pairs.policy_logps
-            inputs["pairs_reference_logps"] = self.pairs.reference_logps
-        return inputs
 
 
 def evaluate(
@@ -103,7 +58,7 @@ def evaluate(
         }
         metrics = {name: value for name, value in defined_or_not.items() if value is not None}
         workspace.write_json(METRICS_FILE, metrics)
-        workspace.write_json(EXAMPLES_FILE, examples_json(choose_examples(groups, scores, seed)))
+        workspace.write_json(EXAMPLES_FILE, choose_examples(groups, scores, seed))
         return metrics
 
     settings = {"beta": beta, "seed": seed, "bf16": bf16, "scorers": list(inputs.scores)}

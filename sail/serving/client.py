@@ -43,12 +43,15 @@ class ServerClient:
             "timeout": httpx.Timeout(settings.request_timeout_s, connect=_CONNECT_S),
             "trust_env": False,  # no proxy between us and the server
             "verify": base_url.startswith("https:"),  # loading certificates costs more than a request
+            # uvicorn drops idle connections, and the one it answered a 500 on: reusing those is a race
+            "limits": httpx.Limits(max_connections=None, max_keepalive_connections=0),
         }
         self._http = httpx.Client(**self._http_options)
 
     def complete(self, request: CompletionRequest) -> list[Completion]:
         """The request's n samples, in order of index."""
-        return next(self.complete_many([request]))[1]
+        [(_, completions)] = self.complete_many([request])
+        return completions
 
     def complete_many(self, requests: Iterable[CompletionRequest]) -> Iterator[_Numbered]:
         """(position, samples) of every request as it finishes, settings.concurrency of them in flight.
@@ -121,14 +124,13 @@ class ServerClient:
 
     async def _complete_all(self, requests: list[CompletionRequest], emit: Emit[_Numbered]) -> None:
         todo = iter(enumerate(requests))
-        limits = httpx.Limits(max_connections=None, max_keepalive_connections=self._settings.concurrency)
 
         async def work(http: httpx.AsyncClient) -> None:
             for position, request in todo:
                 reply = await self._post_seeded(http, request_body(request, self.model))
                 emit((position, read_completions(reply, request, self._eos_ids)))
 
-        async with httpx.AsyncClient(limits=limits, **self._http_options) as http:
+        async with httpx.AsyncClient(**self._http_options) as http:
             workers = [
                 asyncio.create_task(work(http)) for _ in range(min(self._settings.concurrency, len(requests)))
             ]

@@ -58,7 +58,8 @@ def _spawn(command: list[str]) -> int:
 
 
 def _become(command: list[str], guard: int) -> NoReturn:
-    """The child's side of the fork: the kernel is told to end it with the guard, then it turns into the command."""
+    """The child's side of the fork: the kernel is told to end it with the guard, then it turns into the
+    command."""
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_DFL)
     _prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)

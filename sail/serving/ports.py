@@ -37,5 +37,5 @@ def _refuse_taken(port: int) -> None:
             raise UserError(
                 f"port {port} cannot be used ({error.strerror})",
                 where="vllm.port",
-                cure="Stop the process that listens there, choose another port, or set vllm.port=0 for a free one",
+                cure="Stop the process that listens there, or set vllm.port=0 for a free port",
             ) from None

@@ -117,7 +117,9 @@ class VllmServer:
         body = {"model": self.model_name, "prompt": [1, 1], "max_tokens": 1, "temperature": 0.0}
         left_s = max(1.0, deadline - time.monotonic())
         try:
-            reply = httpx.post(f"{self.base_url}/v1/completions", json=body, timeout=left_s, trust_env=False, verify=False)
+            reply = httpx.post(
+                f"{self.base_url}/v1/completions", json=body, timeout=left_s, trust_env=False, verify=False
+            )
         except httpx.TransportError:
             return False
         if reply.is_client_error:

@@ -46,7 +46,8 @@ _KNOWN: dict[str, tuple[str, str]] = {
 
 
 def start_failure(log_path: Path, problem: str) -> UserError | ServerError:
-    """The error to raise for a server that did not come up: one line if its cause is known, the log's end if not."""
+    """The error to raise for a server that did not come up: one line if its cause is known, the log's end if
+    not."""
     lines = _lines(log_path)
     for pattern, (where, cure) in _KNOWN.items():
         telling = [line for line in lines if pattern in line]

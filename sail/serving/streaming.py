@@ -4,6 +4,7 @@ import asyncio
 import queue
 from collections.abc import Callable, Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import Any, TypeVar
 
 _T = TypeVar("_T")
@@ -33,6 +34,6 @@ def stream(produce: Callable[[Emit[_T]], Coroutine[Any, Any, None]]) -> Iterator
             while (value := emitted.get()) is not _END:
                 yield value
         finally:
-            if not finished.done():
+            with suppress(RuntimeError):  # the loop is closed: the producer has ended by itself
                 loop.call_soon_threadsafe(task.cancel)
         finished.result()

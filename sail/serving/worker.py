@@ -38,9 +38,9 @@ def repack_tied_heads(model: torch.nn.Module) -> int:
     does nothing.
     """
     tables: list[Any] = [module for module in model.modules() if isinstance(module, VocabParallelEmbedding)]
-    embeddings = {table.weight.data_ptr() for table in tables if not isinstance(table, ParallelLMHead)}
-    heads = [table for table in tables if isinstance(table, ParallelLMHead)]
-    tied: list[Any] = [head for head in heads if head.weight.data_ptr() in embeddings]
+    heads: list[Any] = [table for table in tables if isinstance(table, ParallelLMHead)]
+    embeddings = {table.weight.data_ptr() for table in tables if table not in heads}
+    tied = [head for head in heads if head.weight.data_ptr() in embeddings]
     for head in tied:
         head.quant_method.process_weights_after_loading(head)
     return len(tied)

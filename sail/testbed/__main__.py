@@ -1,6 +1,7 @@
 """python -m sail.testbed OUT_DIR [--reward hump|linear] [--seed 0] [--num-labels 2000] [--tie]"""
 
 import argparse
+import os
 import sys
 import time
 from pathlib import Path
@@ -13,6 +14,7 @@ from sail.testbed.settings import BuildSettings
 
 def main() -> int:
     """0 when the testbed is there, 2 after a user's mistake."""
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # half a megabyte needs none
     arguments = vars(_parser().parse_args())
     out, started = Path(arguments.pop("out_dir")), time.perf_counter()
     try:

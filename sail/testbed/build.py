@@ -48,10 +48,16 @@ def build_testbed(out: Path, settings: BuildSettings, say: Callable[[str], None]
 
 def is_current(out: Path, settings: BuildSettings) -> bool:
     """`out` was built from these settings by this version, and every file is as it was written."""
-    if not (out / RECIPE).is_file():
-        return False
-    made = json.loads((out / RECIPE).read_text(encoding="utf-8"))
-    return bool(made == _recipe(settings) | {"files": _digests(out)})
+    recipe = _recipe(settings) | {"files": _digests(out)}
+    return _read_recipe(out / RECIPE) == recipe
+
+
+def _read_recipe(path: Path) -> Any:
+    """None where there is none, or a damaged one."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    except ValueError:
+        return None
 
 
 def _recipe(settings: BuildSettings) -> dict[str, Any]:

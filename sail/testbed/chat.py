@@ -1,11 +1,11 @@
 """Prompts and responses as chat messages, the form in which the testbed's files and examples carry them."""
 
-from sail.core.records import Message
+Chat = list[dict[str, str]]
 
 
-def asked(prompt: str) -> list[Message]:
-    return [Message(role="user", content=prompt)]
+def asked(prompt: str) -> Chat:
+    return [{"role": "user", "content": prompt}]
 
 
-def answered(response: str) -> list[Message]:
-    return [Message(role="assistant", content=response)]
+def answered(response: str) -> Chat:
+    return [{"role": "assistant", "content": response}]

@@ -28,7 +28,7 @@ def write_contents(folder: Path, settings: BuildSettings, say: Callable[[str], N
     tokenizer.save_pretrained(folder / "sft")  # before it is used: it would write down how it last padded
     with one_thread():
         say(f"training: {settings.pretrain_steps} + {settings.sft_steps} steps")
-        model = train_policy(settings, tokenizer, prompts.labelled, demonstrations)
+        model = train_policy(settings, tokenizer, prompts.trained, demonstrations)
         labels = []
         for name, asked_for in (("prefs", prompts.labelled), ("heldout", prompts.heldout)):
             say(f"labels: {len(asked_for)} pairs for {name}")

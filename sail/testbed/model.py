@@ -86,9 +86,7 @@ def _demonstration_batches(settings: BuildSettings, rows: list[Row]) -> Iterator
         yield random.choices(rows, k=settings.batch_size)
 
 
-def _encoded(
-    tokenizer: PreTrainedTokenizerFast, batches: Iterable[list[Row]]
-) -> Iterator[dict[str, torch.Tensor]]:
+def _encoded(tokenizer: PreTrainedTokenizerFast, batches: Iterable[list[Row]]) -> Iterator[dict[str, torch.Tensor]]:
     for rows in batches:
         yield encode_batch(tokenizer, rows)
 

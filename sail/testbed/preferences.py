@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from transformers import PreTrainedModel, PreTrainedTokenizerFast
+from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from sail.core.records import Example
 from sail.core.seeds import SeedPart, uniform
@@ -21,7 +21,7 @@ class Preference:
 
 
 def draw_pairs(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, prompts: Sequence[str], *stream: SeedPart
+    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, prompts: Sequence[str], *stream: SeedPart
 ) -> list[tuple[Example, Example]]:
     """Two independent samples per prompt, in order; a pair of equal texts is drawn again."""
     pairs: dict[str, tuple[Example, Example]] = {}
@@ -36,14 +36,12 @@ def draw_pairs(
     raise RuntimeError(f"the policy gave two equal responses {_MAX_DRAWS} times in a row: it has collapsed")
 
 
-def prefer(
-    pairs: Sequence[tuple[Example, Example]], reward: Reward, tau: float, *stream: SeedPart
-) -> list[Preference]:
-    """Bradley-Terry labels, one draw per pair: a wins when u < P(a > b) = sigmoid((r_a - r_b) / tau)."""
+def prefer(pairs: Sequence[tuple[Example, Example]], reward: Reward, tau: float, *stream: SeedPart) -> list[Preference]:
+    """Bradley-Terry labels, one draw per prompt: a wins when u < P(a > b) = sigmoid((r_a - r_b) / tau)."""
     rewards_a, rewards_b = reward([a for a, _ in pairs]), reward([b for _, b in pairs])
     preferences = []
-    for index, ((a, b), r_a, r_b) in enumerate(zip(pairs, rewards_a, rewards_b, strict=True)):
-        a_wins = uniform(*stream, index) < _sigmoid((r_a - r_b) / tau)
+    for (a, b), r_a, r_b in zip(pairs, rewards_a, rewards_b, strict=True):
+        a_wins = uniform(*stream, a.prompt[-1]["content"]) < _sigmoid((r_a - r_b) / tau)
         preferences.append(Preference(a, b) if a_wins else Preference(b, a))
     return preferences
 
@@ -51,9 +49,8 @@ def prefer(
 def agreement(preferences: Sequence[Preference], reward: Reward) -> float:
     """How often the human chose what the gold reward prefers, in [0, 1]; pairs with equal rewards are left out."""
     chosen, rejected = reward([p.chosen for p in preferences]), reward([p.rejected for p in preferences])
-    verdicts = [r_chosen > r_rejected for r_chosen, r_rejected in zip(chosen, rejected, strict=True)
-                if r_chosen != r_rejected]  # fmt: skip
-    return sum(verdicts) / len(verdicts)
+    gaps = [r_chosen - r_rejected for r_chosen, r_rejected in zip(chosen, rejected, strict=True)]
+    return sum(gap > 0 for gap in gaps) / sum(gap != 0 for gap in gaps)
 
 
 def _sigmoid(x: float) -> float:

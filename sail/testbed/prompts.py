@@ -12,21 +12,23 @@ _HELDOUT, _FREE = slice(0, 300), slice(300, 3300)  # the other 4,380 are for lab
 
 @dataclass(frozen=True)
 class PromptSplit:
-    """Disjoint lists of distinct prompts, except that demonstrations are on the prompts of pairs."""
+    """Lists of distinct prompts. Heldout, free and labelled share none; demonstrated and trained share labelled's."""
 
     heldout: list[str]
     free: list[str]
     labelled: list[str]
     demonstrated: list[str]
+    trained: list[str]  # for pre-training: every prompt that may be labelled, whatever num_labels is
 
 
 def split_prompts(settings: BuildSettings) -> PromptSplit:
-    """Cut one shuffle of all prompts, so that asking for more labels moves no prompt between files."""
+    """Cut one shuffle of all prompts, so that asking for more labels moves no prompt from one file to another."""
     prompts = all_prompts(Random(derive_seed(settings.seed, "testbed", "prompts")))
-    labelled = prompts[_FREE.stop :]
+    trained = prompts[_FREE.stop :]
     return PromptSplit(
         heldout=prompts[_HELDOUT][: settings.num_heldout],
         free=prompts[_FREE][: settings.num_prompts],
-        labelled=labelled[: settings.num_labels],
-        demonstrated=labelled[: settings.num_demonstrations],
+        labelled=trained[: settings.num_labels],
+        demonstrated=trained[: settings.num_demonstrations],
+        trained=trained,
     )

@@ -3,9 +3,9 @@
 from collections.abc import Iterator, Sequence
 
 import torch
-from transformers import GenerationMixin, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
-from sail.core.records import Example
+from sail.core.records import Example, Message
 from sail.core.seeds import SeedPart, derive_seed
 from sail.testbed.chat import asked
 from sail.testbed.settings import MAX_RESPONSE_TOKENS
@@ -14,7 +14,7 @@ _BATCH_SIZE = 500
 
 
 def sample_responses(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, prompts: Sequence[str], *stream: SeedPart
+    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, prompts: Sequence[str], *stream: SeedPart
 ) -> list[Example]:
     """One sample per prompt, in order; the stream's name and the prompts decide every draw."""
     samples: list[Example] = []
@@ -25,15 +25,15 @@ def sample_responses(
 
 
 def _sample_batch(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, prompts: Sequence[str], seed: int
+    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, prompts: Sequence[str], seed: int
 ) -> Iterator[Example]:
-    assert isinstance(model, GenerationMixin)
     chats = [asked(prompt) for prompt in prompts]
-    inputs = tokenizer.apply_chat_template(chats, add_generation_prompt=True, padding=True, return_tensors="pt")
+    texts = tokenizer.apply_chat_template(chats, add_generation_prompt=True, tokenize=False)
+    inputs = tokenizer(texts, padding=True, return_tensors="pt")
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(seed)
-        ids = model.generate(**inputs, max_new_tokens=MAX_RESPONSE_TOKENS)
+        ids = model.generate(**inputs, max_new_tokens=MAX_RESPONSE_TOKENS)  # type: ignore[misc]
     responses = ids[:, inputs["input_ids"].shape[1] :]
-    finished = (responses == tokenizer.eos_token_id).any(dim=1).tolist()
-    texts = tokenizer.batch_decode(responses, skip_special_tokens=True)
-    return map(Example, map(tuple, chats), texts, finished)
+    for prompt, response in zip(prompts, responses, strict=True):
+        text = str(tokenizer.decode(response, skip_special_tokens=True))
+        yield Example((Message(role="user", content=prompt),), text, tokenizer.eos_token_id in response)

@@ -13,7 +13,7 @@ class BuildSettings(Settings):
 
     reward: Literal["hump", "linear"] = meaning("hump", "the gold reward of the simulated human")
     seed: int = meaning(0, "names every random stream of the build")
-    num_labels: int = meaning(2000, "preference pairs in prefs.jsonl, one per prompt", ge=1, le=4380)
+    num_labels: int = meaning(2000, "pairs in prefs.jsonl, one per prompt", ge=1, le=4380)
     num_heldout: int = meaning(300, "preference pairs in prefs_heldout.jsonl, on other prompts", ge=1, le=300)
     num_prompts: int = meaning(3000, "prompts in prompts.jsonl, in no pair", ge=1, le=3000)
     num_demonstrations: int = meaning(2000, "demonstrations in sft.jsonl, on prompts of pairs", ge=1, le=4380)

@@ -4,7 +4,8 @@
     [user, assistant]  ->  <bos> film in paris on monday <sep> the film was good . <eos>
 
 So ids(prompt) + ids(response) + [eos] are the ids of the conversation. Only the template writes marks, the tokenizer
-itself adds none: whoever tokenizes the rendered text, in whatever way, gets exactly one BOS.
+itself adds none: whoever tokenizes the rendered text, in whatever way, gets exactly one BOS. <sep> and <unk> are
+words like any other, so text shows them where a policy says them, and text encodes back to the ids it came from.
 """
 
 from tokenizers import Tokenizer
@@ -12,7 +13,7 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
 from transformers import PreTrainedTokenizerFast
 
-from sail.testbed.words import BOS, EOS, PAD, SEP, UNK, VOCABULARY
+from sail.testbed.words import BOS, EOS, PAD, UNK, VOCABULARY
 
 CHAT_TEMPLATE = (
     "{{ bos_token }}"
@@ -33,8 +34,6 @@ def build_tokenizer(max_length: int) -> PreTrainedTokenizerFast:
         bos_token=BOS,
         eos_token=EOS,
         pad_token=PAD,
-        unk_token=UNK,
-        sep_token=SEP,
         model_max_length=max_length,
         padding_side="left",
         clean_up_tokenization_spaces=False,

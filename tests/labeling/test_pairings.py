@@ -19,9 +19,8 @@ from sail.labeling.pairing_options import PairingOptions
 from sail.labeling.pairings import PairingFacts
 from sail.labeling.pairs import pair_responses
 
-from .doubles import make_group, verdict_of, write_groups, write_scores
-
-ADJECTIVES = ("good", "great", "lovely", "bad", "dull", "awful")
+from .doubles import ADJECTIVES, make_group
+from .stored import verdict_of, write_groups, write_scores
 
 
 def pair_up(name: str, group: SampleGroup, facts: PairingFacts) -> list[Candidate]:

@@ -5,11 +5,11 @@ import shutil
 import pytest
 
 from sail.serving.client import CompletionRequest
-from sail.serving.errors import WeightSyncError
+from sail.serving.errors import ServerError, WeightSyncError
 from sail.serving.model_files import ModelDirError
 from sail.serving.probes import probes_for
 from sail.serving.weight_sync import sync_weights, verify_weights
-from tests.serving_fixtures import CONTEXT, make_tiny_policy, serve
+from tests.serving_fixtures import CONTEXT, serve
 
 pytestmark = pytest.mark.vllm
 PROMPT = (5, 17, 4, 201, 33)
@@ -20,9 +20,7 @@ def verify(client, policy, score=None):
     return verify_weights(client, policy.version, probes, score or policy.score, tolerance_nats=1e-3)
 
 
-@pytest.mark.parametrize("kind", ["untied", "tied"])
-def test_synced_weights_sample_as_the_trainer_does(kind, policy_server, tiny_policies):
-    old, new = tiny_policies[f"{kind}-a"], tiny_policies[f"{kind}-b"]
+def check_that_new_weights_arrive(policy_server, old, new):
     serve(policy_server, old)
     starts = policy_server.num_starts
     client = serve(policy_server, new)
@@ -35,17 +33,40 @@ def test_synced_weights_sample_as_the_trainer_does(kind, policy_server, tiny_pol
     assert client.collective_rpc("sail_state") == [{"version": new.version, "dtype": "float32"}]
 
 
-@pytest.mark.parametrize("kind", ["untied", "tied"])
-def test_the_check_fails_against_another_trainer(kind, policy_server, tiny_policies):
-    client = serve(policy_server, tiny_policies[f"{kind}-a"])
+def test_an_untied_model_samples_as_the_trainer_does(policy_server, tiny_policies):
+    check_that_new_weights_arrive(policy_server, tiny_policies["untied-a"], tiny_policies["untied-b"])
+
+
+def test_the_check_fails_against_another_trainer(policy_server, tiny_policies):
+    client = serve(policy_server, tiny_policies["untied-a"])
     with pytest.raises(WeightSyncError, match="differ by"):
-        verify(client, tiny_policies[f"{kind}-a"], score=tiny_policies[f"{kind}-b"].score)
+        verify(client, tiny_policies["untied-a"], score=tiny_policies["untied-b"].score)
+
+
+def test_a_reload_that_fails_in_the_worker_is_mended_by_a_restart(policy_server, tiny_policies, tmp_path):
+    client = serve(policy_server, tiny_policies["untied-a"])
+    starts = policy_server.num_starts
+    with pytest.raises(ServerError, match="HTTP 500"):
+        client.collective_rpc("sail_reload", weights_path=str(tmp_path / "nowhere"), version="x")
+    assert client.health(), "the trap: it calls itself healthy"
+    other = tiny_policies["tied-a"]
+    with pytest.raises(WeightSyncError, match="other tensors"):
+        sync_weights(policy_server.server, client, other.path, other.version)
+    mended = serve(policy_server, other)
+    assert policy_server.num_starts == starts + 1 and policy_server.last_report.max_abs_nats < 1e-3
+    assert mended.max_model_len == CONTEXT
+
+
+def test_a_tied_model_samples_as_the_trainer_does(policy_server, tiny_policies):
+    check_that_new_weights_arrive(policy_server, tiny_policies["tied-a"], tiny_policies["tied-b"])
 
 
 def test_the_check_finds_a_tied_model_reloaded_without_the_repack(policy_server, tiny_policies):
     old, new = tiny_policies["tied-a"], tiny_policies["tied-b"]
     client = serve(policy_server, old)
-    client.collective_rpc("reload_weights", weights_path=str(new.path))  # vLLM's own, without sail_reload's repack
+    client.collective_rpc(
+        "reload_weights", weights_path=str(new.path)
+    )  # vLLM's own, without sail_reload's repack
     client.reset_prefix_cache()
     with pytest.raises(WeightSyncError, match="differ by"):
         verify(client, new)
@@ -76,18 +97,3 @@ def test_a_broken_directory_is_refused_and_the_server_goes_on(policy_server, tin
         policy_server.serve(broken, "broken", new.score)
     assert (policy_server.num_starts, policy_server.version) == (starts, old.version)
     verify(client, old)
-
-
-def test_a_failed_reload_is_a_weight_sync_error_and_a_restart_mends_it(policy_server, tiny_policies, tmp_path):
-    old, new = tiny_policies["tied-a"], tiny_policies["tied-b"]
-    client = serve(policy_server, old)
-    starts = policy_server.num_starts
-    other = make_tiny_policy(tmp_path / "untied-c", seed=9, tied=False)
-    with pytest.raises(WeightSyncError, match="other tensors"):
-        sync_weights(policy_server.server, client, other.path, other.version)
-    client.collective_rpc("reload_weights", weights_path=str(new.path))  # the server now serves neither
-    with pytest.raises(WeightSyncError, match="differ by"):
-        verify(client, new)
-    mended = policy_server.serve(other.path, other.version, other.score)
-    assert policy_server.num_starts == starts + 1 and policy_server.last_report.max_abs_nats < 1e-3
-    assert mended.max_model_len == CONTEXT

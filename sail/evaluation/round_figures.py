@@ -1,0 +1,141 @@
+"""Figures with one point a round: reward, win rate, divergence, accuracies, length, collapse, labels."""
+
+from collections.abc import Sequence
+from itertools import cycle
+
+from matplotlib.axes import Axes
+
+from sail.core.metrics import METRICS
+from sail.evaluation.rounds import RoundRow, round_labels
+from sail.evaluation.svg import ACCENT, INK, MUTED, PAPER, SERIES, Panel, label_rounds, panel
+
+_DROPPED = tuple(name for name in METRICS if name.startswith("labels/dropped_"))
+
+
+def round_panels(rows: Sequence[RoundRow]) -> list[Panel]:
+    """Every figure its metrics allow; none for a run without rounds."""
+    drawn = (
+        _reward(rows),
+        _frontier(rows),
+        _win_rate(rows),
+        _lines(rows, "Implicit reward accuracy", "share of pairs the policy orders like their labels", {
+            "rewards/accuracies_online": "on-policy", "rewards/accuracies_offline": "dataset",
+        }, chance=0.5),
+        _lines(rows, "Length", "mean tokens of a response, EOS included", {"completions/mean_length": ""}),
+        _lines(rows, "Endings and variety", "shares of the samples; falling lines are a sign of collapse", {
+            "completions/eos_rate": "ended by EOS", "completions/distinct_share": "distinct",
+        }),
+        _labels(rows),
+    )  # fmt: skip
+    others = [
+        _lines(rows, f"Reward by {name.removeprefix('eval/reward/')}", "mean score of the same samples", {name: ""})
+        for name in _further_scorers(rows)
+    ]
+    return [figure for figure in (*drawn, *others) if figure is not None]
+
+
+def _further_scorers(rows: Sequence[RoundRow]) -> list[str]:
+    """eval/reward/<scorer> of every scorer but the headline."""
+    names = {name: None for row in rows for name in row.metrics if name.startswith("eval/reward/")}
+    headline = _points(rows, "eval/reward")
+    return [name for name in names if _points(rows, name) != headline]
+
+
+def _points(rows: Sequence[RoundRow], metric: str) -> tuple[list[int], list[float]]:
+    """Positions of the rounds that have the metric, and its values."""
+    found = [(index, row.metrics[metric]) for index, row in enumerate(rows) if metric in row.metrics]
+    return [index for index, _ in found], [value for _, value in found]
+
+
+def _reward(rows: Sequence[RoundRow]) -> Panel | None:
+    x, y = _points(rows, "eval/reward")
+    if not x:
+        return None
+    errors = [rows[index].metrics.get("eval/reward_se", 0.0) for index in x]
+
+    def plot(axes: Axes) -> None:
+        axes.errorbar(x, y, yerr=errors, fmt="o-", color=ACCENT, elinewidth=1.2)
+        label_rounds(axes, round_labels(rows))
+
+    return panel("Reward by round", "mean held-out score by the headline scorer; bars: one standard error", plot)
+
+
+def _frontier(rows: Sequence[RoundRow]) -> Panel | None:
+    found = [index for index, row in enumerate(rows) if {"eval/reward", "objective/kl"} <= row.metrics.keys()]
+    if not found:
+        return None
+    kls = [rows[index].metrics["objective/kl"] for index in found]
+    rewards = [rows[index].metrics["eval/reward"] for index in found]
+    labels = round_labels(rows)
+
+    def plot(axes: Axes) -> None:
+        axes.plot(kls, rewards, "-", color=MUTED, linewidth=1.0)
+        axes.plot(kls, rewards, "o", color=ACCENT)
+        for index, kl, reward in zip(found, kls, rewards, strict=True):
+            axes.annotate(labels[index], (kl, reward), xytext=(5, -9), textcoords="offset points", color=INK)
+        axes.margins(x=0.14, y=0.16)
+        axes.set_xlabel("KL to the reference, nats a sequence")
+
+    return panel("Reward against KL", "up is better, right is farther from the reference", plot)
+
+
+def _win_rate(rows: Sequence[RoundRow]) -> Panel | None:
+    x, y = _points(rows, "eval/win_rate")
+    if not x:
+        return None
+    lows = [rows[index].metrics.get("eval/win_rate_low", value) for index, value in zip(x, y, strict=True)]
+    highs = [rows[index].metrics.get("eval/win_rate_high", value) for index, value in zip(x, y, strict=True)]
+
+    def plot(axes: Axes) -> None:
+        axes.axhline(0.5, color=MUTED, linewidth=0.9, linestyle=(0, (3, 3)))
+        below = [max(value - low, 0.0) for value, low in zip(y, lows, strict=True)]
+        above = [max(high - value, 0.0) for value, high in zip(y, highs, strict=True)]
+        axes.errorbar(x, y, yerr=[below, above], fmt="o", color=ACCENT, elinewidth=1.2)
+        axes.set_ylim(min(0.4, *lows) - 0.02, 1.02)
+        label_rounds(axes, round_labels(rows))
+
+    return panel("Win rate against the start", "95 % bootstrap intervals over prompts; dashed: no difference", plot)
+
+
+def _lines(
+    rows: Sequence[RoundRow], title: str, caption: str, names: dict[str, str], chance: float | None = None
+) -> Panel | None:
+    """One line per metric that some round has; names: metric -> its name in the legend."""
+    series = {name: _points(rows, name) for name in names}
+    series = {name: points for name, points in series.items() if points[0]}
+    if not series:
+        return None
+
+    def plot(axes: Axes) -> None:
+        if chance is not None:
+            axes.axhline(chance, color=MUTED, linewidth=0.9, linestyle=(0, (3, 3)))
+        for color, (name, (x, y)) in zip(SERIES, series.items(), strict=False):
+            axes.plot(x, y, "o-", color=color, label=names[name] or None)
+        if any(names[name] for name in series):
+            axes.legend(loc="best", handlelength=1.2)
+        axes.margins(y=0.15)
+        label_rounds(axes, round_labels(rows))
+
+    return panel(title, caption, plot)
+
+
+def _labels(rows: Sequence[RoundRow]) -> Panel | None:
+    kept_x, kept = _points(rows, "labels/pairs")
+    dropped = {name: dict(zip(*_points(rows, name), strict=True)) for name in _DROPPED}
+    dropped = {name: counts for name, counts in dropped.items() if any(counts.values())}
+    if not kept_x and not dropped:
+        return None
+
+    def plot(axes: Axes) -> None:
+        axes.bar([x - 0.2 for x in kept_x], kept, width=0.34, color=ACCENT, label="pairs kept")
+        floor = dict.fromkeys(range(len(rows)), 0.0)
+        for (name, counts), color in zip(dropped.items(), cycle(SERIES[1:]), strict=False):
+            places, heights = list(counts), list(counts.values())
+            bottoms = [floor[place] for place in places]
+            reason = f"dropped: {name.removeprefix('labels/dropped_')}"
+            axes.bar([x + 0.2 for x in places], heights, 0.34, bottoms, color=color, label=reason, edgecolor=PAPER)
+            floor |= {place: bottom + height for place, bottom, height in zip(places, bottoms, heights, strict=True)}
+        axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3, handlelength=0.9, columnspacing=1.1)
+        label_rounds(axes, round_labels(rows))
+
+    return panel("Labels", "pairs that reached the update; truncated and empty count samples, the rest pairs", plot)

@@ -1,0 +1,77 @@
+"""Settings are strict, say what is wrong in one line, and know which fields can change a result."""
+
+import pytest
+from pydantic import BaseModel
+
+from sail.core import run_settings
+from sail.core.errors import UserError
+from sail.core.run_settings import GenerationSettings, RunSettings, VllmSettings
+from sail.core.settings import Role, Settings, meaning, parse_settings, role_of
+
+
+def minimal(**changes: object) -> dict[str, object]:
+    phase = {"routes": {"offline": {"responses": "prefs", "labels": "prefs"}}, "loss": {"type": "dpo", "beta": 0.1}}
+    return {"model_name_or_path": "m", "data": {"prefs": {"path": "p.jsonl"}}, "phases": [phase], **changes}
+
+
+def test_every_field_of_every_section_is_marked() -> None:
+    sections = [s for s in vars(run_settings).values() if isinstance(s, type) and issubclass(s, Settings)]
+    assert len(sections) > 10
+    for section in sections:
+        assert all(role_of(section, name) in (Role.MEANING, Role.EXECUTION) for name in section.model_fields)
+
+
+def test_an_unmarked_field_is_refused_when_its_class_is_written() -> None:
+    with pytest.raises(TypeError, match="mark \\['size'\\]"):
+
+        class Careless(Settings):
+            size: int = 3
+
+
+def test_an_unknown_key_names_the_nearest_known_one() -> None:
+    with pytest.raises(UserError, match=r"unknown key 'sed'\. Did you mean 'seed'\?"):
+        parse_settings(RunSettings, minimal(sed=3), "run.yaml")
+
+
+def test_a_wrong_type_names_key_and_value() -> None:
+    with pytest.raises(UserError, match=r"run\.yaml: seed: .*integer.*got 'three'"):
+        parse_settings(RunSettings, minimal(seed="three"), "run.yaml")
+
+
+def test_the_short_and_the_long_form_of_labels_are_the_same() -> None:
+    short = {"responses": "policy", "labels": "rm", "label_mode": "soft", "label_temperature": 2.0}
+    long = {"responses": "policy", "labels": {"by": "rm", "mode": "soft", "temperature": 2.0}}
+    assert run_settings.RouteSettings.model_validate(short) == run_settings.RouteSettings.model_validate(long)
+
+
+def test_loss_parameters_stand_flat_beside_the_type() -> None:
+    loss = run_settings.LossSettings.model_validate({"type": "dpo", "beta": 0.3})
+    assert loss.params == {"beta": 0.3}
+
+
+def test_a_recipe_holds_meaning_and_no_execution() -> None:
+    recipe = GenerationSettings(temperature=0.7, shard_size=3).recipe()
+    assert recipe["temperature"] == 0.7
+    assert "shard_size" not in recipe
+    assert set(VllmSettings().recipe()) == {"dtype"}
+
+
+def test_a_resolved_run_reads_back_as_itself() -> None:
+    settings = parse_settings(RunSettings, minimal(), "run.yaml")
+    assert parse_settings(RunSettings, settings.model_dump(mode="json", by_alias=True)) == settings
+
+
+def test_settings_are_frozen() -> None:
+    class Section(Settings):
+        size: int = meaning(3)
+
+    section = Section()
+    assert isinstance(section, BaseModel)
+    with pytest.raises(ValueError, match="frozen"):
+        section.size = 4  # type: ignore[misc]
+
+
+def test_two_phases_of_one_name_are_refused() -> None:
+    phase = minimal()["phases"][0]  # type: ignore[index]
+    with pytest.raises(UserError, match="phase names must differ"):
+        parse_settings(RunSettings, minimal(phases=[phase, phase]))

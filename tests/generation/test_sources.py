@@ -1,0 +1,112 @@
+"""Whatever a preference file's columns are called, its rows become prompt, responses and verdict; or a clear error."""
+
+import gzip
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sail.core.errors import UserError
+from sail.core.run_settings import DataSettings
+from sail.generation.sources import SourceRow, read_source, source_leaf
+
+USER = ({"role": "user", "content": "tea?"},)
+
+
+def read(tmp_path: Path, rows: list[dict[str, Any]], **settings: Any) -> list[SourceRow]:
+    path = tmp_path / "data.jsonl"
+    path.write_text("\n".join(json.dumps(row) for row in rows))
+    return read_source(DataSettings(path=str(path), **settings), path, "data.prefs")
+
+
+def test_plain_text_pairs(tmp_path: Path) -> None:
+    rows = read(tmp_path, [{"prompt": "tea?", "chosen": "yes", "rejected": "no"}])
+    assert rows == [SourceRow(USER, ("yes", "no"), (None, None), is_pair=True)]
+
+
+def test_conversational_pairs_with_scores_and_the_prompt_repeated(tmp_path: Path) -> None:
+    turns = [{"role": "user", "content": "tea?"}, {"role": "assistant", "content": "yes"}]
+    other = [turns[0], {"role": "assistant", "content": "no"}]
+    row = {"prompt": "tea?", "chosen": turns, "rejected": other, "score_chosen": 8, "score_rejected": 3.5}
+    assert read(tmp_path, [row]) == [SourceRow(USER, ("yes", "no"), (8.0, 3.5), is_pair=True)]
+    del row["prompt"]
+    assert read(tmp_path, [row])[0].prompt == USER
+
+
+def test_scores_inside_metadata(tmp_path: Path) -> None:
+    metadata = {"score_chosen": 9, "score_rejected": 2}
+    row = {"prompt": "tea?", "chosen": "yes", "rejected": "no", "metadata": metadata}
+    assert read(tmp_path, [row])[0].scores == (9.0, 2.0)
+
+
+def test_demonstrations_and_bare_prompts(tmp_path: Path) -> None:
+    turns = [{"role": "user", "content": "tea?"}, {"role": "assistant", "content": "yes"}]
+    assert read(tmp_path, [{"messages": turns}]) == [SourceRow(USER, ("yes",), (None,))]
+    assert read(tmp_path, [{"prompt": "tea?", "completion": "yes"}]) == [SourceRow(USER, ("yes",), (None,))]
+    assert read(tmp_path, [{"prompt": "tea?"}]) == [SourceRow(USER)]
+
+
+def test_sharegpt_turns(tmp_path: Path) -> None:
+    row = {"conversations": [{"from": "human", "value": "tea?"}], "chosen": {"from": "gpt", "value": "yes"},
+           "rejected": {"from": "gpt", "value": "no"}}  # fmt: skip
+    assert read(tmp_path, [row]) == [SourceRow(USER, ("yes", "no"), (None, None), is_pair=True)]
+
+
+def test_transcripts_with_human_and_assistant_turns(tmp_path: Path) -> None:
+    start = "\n\nHuman: tea?\n\nAssistant: which?\n\nHuman: green\n\nAssistant:"
+    rows = read(tmp_path, [{"chosen": start + " here", "rejected": start + " no"}])
+    assert [turn["content"] for turn in rows[0].prompt] == ["tea?", "which?", "green"]
+    assert rows[0].responses == ("here", "no")
+    assert rows[0].is_pair
+
+
+def test_columns_can_be_renamed(tmp_path: Path) -> None:
+    rows = read(tmp_path, [{"question": "tea?", "a": "yes", "b": "no"}],
+                columns={"prompt": "question", "chosen": "a", "rejected": "b"})  # fmt: skip
+    assert rows[0].responses == ("yes", "no")
+
+
+def test_offset_and_limit_choose_rows(tmp_path: Path) -> None:
+    rows = read(tmp_path, [{"prompt": str(index)} for index in range(9)], offset=2, limit=3)
+    assert [row.prompt[0]["content"] for row in rows] == ["2", "3", "4"]
+
+
+def test_zipped_lines_arrays_and_folders(tmp_path: Path) -> None:
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    with gzip.open(folder / "a.jsonl.gz", "wt") as file:
+        file.write('{"prompt": "one"}\n')
+    (folder / "b.json").write_text('[{"prompt": "two"}]')
+    rows = read_source(DataSettings(path=str(folder)), folder, "data.x")
+    assert [row.prompt[0]["content"] for row in rows] == ["one", "two"]
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"text": "x"}, r"data\.prefs, row 0: no column 'prompt', found \['text'\]"),
+        ({"prompt": 3}, "expected text or a list of messages, got 3"),
+        ({"prompt": [{"speaker": "x"}]}, "a message needs role and content"),
+        ({"chosen": "\n\nHuman: hi", "rejected": "\n\nHuman: hi"}, "must end with an Assistant turn"),
+    ],
+)
+def test_a_bad_row_is_named_with_what_it_holds(tmp_path: Path, row: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        read(tmp_path, [row])
+
+
+def test_an_empty_source_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="holds no rows"):
+        read(tmp_path, [])
+
+
+def test_a_missing_file_is_an_error_before_anything_runs() -> None:
+    with pytest.raises(UserError, match=r"data\.prefs\.path: no such file or folder"):
+        source_leaf(DataSettings(path="nowhere/data.jsonl"), "data.prefs")
+
+
+def test_broken_json_names_the_file(tmp_path: Path) -> None:
+    (tmp_path / "data.jsonl").write_text('{"prompt": ')
+    with pytest.raises(UserError, match="cannot be read"):
+        read_source(DataSettings(path="data.jsonl"), tmp_path / "data.jsonl", "data.prefs")

@@ -1,0 +1,111 @@
+"""The in-process engine draws what it says it draws, each draw from its own seed alone."""
+
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import torch
+
+from sail.core.artifacts import leaf
+from sail.core.records import Message, Prompt
+from sail.core.run_settings import GenerationSettings
+from sail.generation.engine import Drawn, SampleRequest
+from sail.generation.transformers_engine import TransformersEngine, processed_logps
+from tests.serving_fixtures import TinyPolicy, make_tiny_policy
+
+SETTINGS = GenerationSettings(engine="transformers", max_completion_length=12)
+
+
+@pytest.fixture(scope="module")
+def policy(tmp_path_factory: pytest.TempPathFactory) -> TinyPolicy:
+    made = make_tiny_policy(tmp_path_factory.mktemp("policy") / "model", seed=1, tied=False)
+    (made.path / "chat_template.jinja").write_text("{% for m in messages %}{{ m.content }}{% endfor %}")
+    return made
+
+
+@pytest.fixture(scope="module")
+def engine(policy: TinyPolicy) -> TransformersEngine:
+    opened = TransformersEngine()
+    opened.use(leaf(policy.path))
+    return opened
+
+
+def request(ids: tuple[int, ...], n: int = 2, seed: int = 100) -> SampleRequest:
+    return SampleRequest(Prompt(f"p-{ids}", (Message(role="user", content="x"),), ids), n, seed)
+
+
+REQUESTS = [request((5, 6, 7), seed=100), request((9,), seed=200), request((3, 4, 5, 6, 7, 8), seed=300)]
+
+
+def ids_of(drawn: list[list[Drawn]]) -> list[list[tuple[int, ...]]]:
+    return [[one.token_ids for one in group] for group in drawn]
+
+
+def test_log_probs_are_those_of_the_model(engine: TransformersEngine, policy: TinyPolicy) -> None:
+    for req, group in zip(REQUESTS, engine.sample(REQUESTS, SETTINGS), strict=True):
+        for drawn in group:
+            expected = torch.tensor(policy.score(req.prompt.token_ids, drawn.token_ids))
+            torch.testing.assert_close(torch.tensor(drawn.logprobs), expected, atol=1e-4, rtol=0)
+
+
+def test_company_and_order_change_no_draw(engine: TransformersEngine) -> None:
+    together = ids_of(engine.sample(REQUESTS, SETTINGS))
+    alone = [ids_of(engine.sample([req], SETTINGS))[0] for req in REQUESTS]
+    backwards = ids_of(engine.sample(REQUESTS[::-1], SETTINGS))[::-1]
+    assert together == alone == backwards
+
+
+def test_sample_i_has_seed_plus_i(engine: TransformersEngine) -> None:
+    both = ids_of(engine.sample([request((5, 6, 7), n=2, seed=100)], SETTINGS))[0]
+    second = ids_of(engine.sample([request((5, 6, 7), n=1, seed=101)], SETTINGS))[0]
+    assert both[1] == second[0]
+
+
+def test_a_response_ends_with_its_eos_or_at_the_limit(engine: TransformersEngine) -> None:
+    drawn = [one for group in engine.sample([request((5,), n=200)], SETTINGS) for one in group]
+    kinds = Counter(one.stop_kind for one in drawn)
+    assert set(kinds) == {"eos", "length"}
+    for one in drawn:
+        assert (one.token_ids[-1] == 2) == (one.stop_kind == "eos")
+        assert 2 not in one.token_ids[:-1]
+        assert len(one.token_ids) <= 12
+
+
+def test_stop_tokens_end_a_response_and_stay_in_it(engine: TransformersEngine) -> None:
+    usual = engine.sample([request((5, 6, 7), n=1)], SETTINGS)[0][0].token_ids
+    stopped = engine.sample([request((5, 6, 7), n=1)], SETTINGS.replace(stop_token_ids=(usual[1],)))[0][0]
+    assert stopped.token_ids == usual[:2]
+    assert stopped.stop_kind == "stop_token"
+
+
+def test_draws_follow_the_distribution(engine: TransformersEngine, policy: TinyPolicy) -> None:
+    count = 4000
+    first = [one.token_ids[0] for one in engine.sample([request((5, 6), n=count)], SETTINGS)[0]]
+    expected = policy.logits((5, 6), (0,)).softmax(-1)[0]
+    observed = torch.bincount(torch.tensor(first), minlength=len(expected)) / count
+    assert float((observed - expected).abs().sum()) < 0.25  # total variation of 4000 draws over 320 words
+
+
+def test_processing_is_temperature_then_the_cuts() -> None:
+    logits = torch.tensor([[2.0, 1.0, 0.0, -1.0]])
+    warm = processed_logps(logits, SETTINGS.replace(temperature=2.0))
+    torch.testing.assert_close(warm, torch.log_softmax(logits.double() / 2, -1))
+    top_two = processed_logps(logits, SETTINGS.replace(top_k=2)).exp()
+    torch.testing.assert_close(top_two[0, :2], torch.softmax(logits.double()[0, :2], -1))
+    assert float(top_two[0, 2:].sum()) == 0.0
+    nucleus = processed_logps(logits, SETTINGS.replace(top_p=0.7)).exp()
+    assert (nucleus[0] > 0).tolist() == [True, True, False, False]  # .64, then .24 crosses .7
+    floor = processed_logps(logits, SETTINGS.replace(min_p=0.3)).exp()
+    assert (floor[0] > 0).tolist() == [True, True, False, False]  # e^-1 = .37 of the best, e^-2 = .14
+
+
+def test_new_weights_change_the_draws(policy: TinyPolicy, tmp_path: Path) -> None:
+    other = make_tiny_policy(tmp_path / "other", seed=2, tied=True)
+    (other.path / "chat_template.jinja").write_text("{{ messages }}")
+    engine = TransformersEngine()
+    engine.use(leaf(policy.path))
+    before = ids_of(engine.sample(REQUESTS, SETTINGS))
+    engine.use(leaf(other.path))
+    assert ids_of(engine.sample(REQUESTS, SETTINGS)) != before
+    engine.use(leaf(policy.path))
+    assert ids_of(engine.sample(REQUESTS, SETTINGS)) == before

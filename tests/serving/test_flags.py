@@ -1,0 +1,81 @@
+"""The command line and environment of a server, for both kinds of machine."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from sail.core.errors import UserError
+from sail.core.run_settings import VllmSettings
+from sail.serving.flags import LaunchPlan, server_command, server_environment
+
+CPU_ONLY = {
+    "--enforce-eager",
+    "--no-enable-chunked-prefill",
+    "--max-num-batched-tokens",
+    "--kv-cache-memory-bytes",
+}
+
+
+def plan(device="cpu", max_model_len=1024) -> LaunchPlan:
+    return LaunchPlan(Path("/models/m"), "sail-1", 8123, device, max_model_len, seed=3)
+
+
+def value(argv: list[str], flag: str) -> str:
+    return argv[argv.index(flag) + 1]
+
+
+def test_on_cpu_a_prompt_fits_into_one_batch():
+    argv = server_command(plan(max_model_len=9000), VllmSettings())
+    assert set(argv) >= CPU_ONLY
+    assert (value(argv, "--max-num-batched-tokens"), value(argv, "--dtype")) == ("9000", "float32")
+    assert value(argv, "--kv-cache-memory-bytes") == str(2**30)
+
+
+def test_a_gpu_server_has_no_cpu_flags_and_its_own_devices():
+    settings = VllmSettings(gpus=(2, 3))
+    argv = server_command(plan("gpu"), settings)
+    assert not CPU_ONLY & set(argv) and value(argv, "--dtype") == "bfloat16"
+    environment = server_environment(settings, "gpu")
+    assert environment["CUDA_VISIBLE_DEVICES"] == "2,3" and "VLLM_TARGET_DEVICE" not in environment
+
+
+@pytest.mark.parametrize("device", ["cpu", "gpu"])
+def test_every_server_is_loopback_reports_what_it_samples_from_and_takes_weights(device):
+    argv = server_command(plan(device), VllmSettings())
+    assert value(argv, "--host") == "127.0.0.1"
+    assert value(argv, "--logprobs-mode") == "processed_logprobs"
+    assert value(argv, "--worker-extension-cls") == "sail.serving.worker.WeightReloader"
+    assert server_environment(VllmSettings(), device)["VLLM_SERVER_DEV_MODE"] == "1"
+
+
+def test_args_are_passed_through_last():
+    args = {
+        "tensor-parallel-size": 2,
+        "enable_prefix_caching": False,
+        "trust-remote-code": True,
+        "x": {"a": 1},
+    }
+    argv = server_command(plan(), VllmSettings(args=args))
+    assert argv[-6:] == [
+        "--tensor-parallel-size", "2", "--no-enable-prefix-caching", "--trust-remote-code", "--x", '{"a": 1}',
+    ]  # fmt: skip
+
+
+def test_args_sail_owns_are_refused():
+    with pytest.raises(UserError, match=r"vllm\.args: port cannot be passed through"):
+        server_command(plan(), VllmSettings(args={"port": 1}))
+
+
+def test_without_vllm_the_message_says_what_to_install():
+    code = (
+        f"import sys; sys.path.insert(0, {str(Path(__file__).parents[2])!r})\n"
+        "from sail.serving.versions import installed_vllm\n"
+        "try: installed_vllm()\n"
+        "except ValueError as error: print(error)"
+    )
+    told = subprocess.run(
+        [sys.executable, "-S", "-c", code], capture_output=True, text=True, check=True
+    ).stdout
+    assert "pip install 'sail-align[vllm]'" in told and "generation.engine=transformers" in told

@@ -1,0 +1,118 @@
+"""Retries are bounded, and only what may pass is tried again: against a small real HTTP server that
+misbehaves."""
+
+import json
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+
+from sail.serving.client import CompletionRequest, ServerClient
+from sail.serving.errors import ServerError
+from tests.serving_fixtures import SETTINGS
+
+QUICK = SETTINGS.replace(max_retries=2, concurrency=4, request_timeout_s=2.0)
+REQUEST = CompletionRequest((1, 2, 3), n=1, seed=4, max_tokens=2)
+GOOD = {
+    "index": 0, "prompt_token_ids": [1, 2, 3], "token_ids": [8, 9], "finish_reason": "length",
+    "stop_reason": None, "logprobs": {"token_logprobs": [-0.5, -0.25]},
+}  # fmt: skip
+
+
+class Misbehaving(BaseHTTPRequestHandler):
+    """Does what server.script says for each completion in turn ("drop", a status), then answers
+    server.choice."""
+
+    def do_GET(self) -> None:
+        self.answer(200, {"data": [{"id": "toy", "max_model_len": 64}]})
+
+    def do_POST(self) -> None:
+        asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        self.server.asked.append(asked)
+        step = self.server.script.pop(0) if self.server.script else 200
+        if step == "drop":
+            self.close_connection = True
+        else:
+            self.answer(step, {"choices": [self.server.choice]})
+
+    def answer(self, status: int, content: dict) -> None:
+        body = json.dumps(content).encode()
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@contextmanager
+def misbehaving(*script: str | int, **choice: object) -> Iterator[tuple[ServerClient, list[dict]]]:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Misbehaving)
+    server.script, server.choice, server.asked = list(script), GOOD | choice, []
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        yield ServerClient(f"http://127.0.0.1:{server.server_port}", model=None, settings=QUICK), server.asked
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+@pytest.mark.parametrize("script", [("drop",), (500, "drop"), (503, 502)])
+def test_what_may_pass_is_tried_again_with_the_same_seed(script):
+    with misbehaving(*script) as (client, asked):
+        [sample] = client.complete(REQUEST)
+        assert sample.token_ids == (8, 9)
+        assert len(asked) == len(script) + 1 and all(body == asked[0] for body in asked)
+
+
+@pytest.mark.parametrize("step", ["drop", 500])
+def test_retries_are_bounded(step):
+    with misbehaving(*[step] * 50) as (client, asked):
+        with pytest.raises(ServerError, match="failed 3 times"):
+            client.complete(REQUEST)
+        assert len(asked) == QUICK.max_retries + 1
+
+
+def test_a_refusal_is_not_tried_again():
+    with misbehaving(400) as (client, asked):
+        with pytest.raises(ServerError, match="HTTP 400"):
+            client.complete(REQUEST)
+        assert len(asked) == 1
+
+
+def test_nobody_listening_is_a_bounded_server_error():
+    with misbehaving() as (client, _):
+        assert client.max_model_len == 64
+    with pytest.raises(ServerError, match="failed 3 times, at last with ConnectError"):
+        client.complete(REQUEST)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "told"),
+    [
+        ({"prompt_token_ids": [1, 2]}, "sent prompt"),
+        ({"token_ids": [8]}, "1 token ids but 2 log-probs"),
+        ({"logprobs": {"token_logprobs": [-0.5, None]}}, "missing or not finite"),
+        ({"token_ids": [8], "logprobs": {"token_logprobs": [-0.5]}}, "cut at 1 of 2 tokens"),
+        ({"finish_reason": "repetition"}, "unknown finish reason"),
+        ({"index": 1}, "asked for 1 samples"),
+    ],
+)
+def test_a_reply_that_is_not_what_was_asked_is_an_error(wrong, told):
+    with misbehaving(**wrong) as (client, asked):
+        with pytest.raises(ServerError, match=told):
+            client.complete(REQUEST)
+        assert len(asked) == 1
+
+
+def test_a_reader_that_stops_early_stops_the_requests():
+    with misbehaving() as (client, asked):
+        answers = client.complete_many([REQUEST] * 1000)
+        next(answers)
+        answers.close()
+        assert len(asked) < 900
