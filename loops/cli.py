@@ -12,7 +12,7 @@ from rich.table import Table
 from sail.core.errors import UserError
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
-console = Console()
+console = Console(width=None if sys.stdout.isatty() else 120)
 
 Overrides = Annotated[list[str] | None, typer.Argument(help="key=value, for example routes.online.sail_coef=0.3")]
 Out = Annotated[Path | None, typer.Option("--out", help="the run's folder; default runs/<config's name>")]

@@ -4,8 +4,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from sail.labeling.reward_fit import fit_reward_model
-
 from sail.core.artifacts import Artifact, Leaf, leaf
 from sail.core.run_settings import PhaseSettings, RewardModelLabeler, RunSettings
 from sail.core.seeds import derive_seed
@@ -17,6 +15,7 @@ from sail.generation.prompts import split_prompts
 from sail.generation.sources import source_leaf
 from sail.labeling import LABELERS
 from sail.labeling.labeler_row import Labeler
+from sail.labeling.reward_fit import fit_reward_model
 from sail.policy.loading import Checkpoint, resolve_model
 
 

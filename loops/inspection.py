@@ -8,8 +8,6 @@ from typing import Any
 
 import yaml
 from rich.console import Console
-from sail.evaluation.report import write_report
-from sail.evaluation.table import rounds_table
 
 from loops.iterate import RoundRecord
 from loops.run import report_data, rows
@@ -20,6 +18,8 @@ from sail.core.records import PreferencePair, ResponseRow, SampleGroup, ScoredGr
 from sail.core.run_settings import RunSettings
 from sail.core.settings import parse_settings
 from sail.core.store import Store
+from sail.evaluation.report import write_report
+from sail.evaluation.table import rounds_table
 
 
 def read_records(run: Path) -> list[RoundRecord]:

@@ -4,9 +4,8 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
 from rich.console import Console
-from sail.evaluation.report import ReportData, RoundRow, write_report
-from sail.evaluation.table import rounds_table
 
 from loops.checks import check_run
 from loops.config import Config
@@ -17,6 +16,8 @@ from loops.plan import PlanBuilder
 from loops.run_folder import RunFolder, label_counts, settings_yaml, step_metrics
 from sail.core.run_settings import RunSettings
 from sail.core.store import Store
+from sail.evaluation.report import ReportData, RoundRow, write_report
+from sail.evaluation.table import rounds_table
 from sail.generation import ENGINES
 
 
@@ -48,6 +49,8 @@ def run(config: Config, settings: RunSettings, folder: RunFolder, console: Conso
 
 
 def _turn(settings: RunSettings, folder: RunFolder, log_folder: Path, console: Console) -> list[RoundRecord]:
+    if settings.cpu_threads is not None:
+        torch.set_num_threads(settings.cpu_threads)
     diary = Diary(console, settings.log_interval_s)
     context = Context(settings, Store(folder.store_root, diary), log_folder)
     records: list[RoundRecord] = []

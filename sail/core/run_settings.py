@@ -258,6 +258,7 @@ class RunSettings(Settings):
     labelers: dict[str, LabelerSettings] = meaning({}, "named labelers")
     vllm: VllmSettings = meaning(VllmSettings())
     phases: tuple[PhaseSettings, ...] = meaning(doc="each starts from the last checkpoint of the one before")
+    cpu_threads: int | None = execution(None, "of the trainer; tiny models are fastest on one", gt=0)
     log_interval_s: float = execution(10.0, "a progress line every so often where there is no terminal", gt=0)
 
     @field_validator("phases")

@@ -145,7 +145,16 @@ class Store:
 
 
 def _clean(partial: Path) -> None:
-    """Drop scratch and the temporary files of killed attempts."""
-    shutil.rmtree(partial / _SCRATCH, ignore_errors=True)
+    """Drop scratch, and what killed attempts left: temporary files, the manifest of one killed before its rename."""
+    _remove_temporary(partial)
+    (partial / MANIFEST).unlink(missing_ok=True)
+    scratch = partial / _SCRATCH
+    if scratch.exists():
+        # Renamed first: half of a step checkpoint, left by a kill in here, must not be taken for one.
+        os.rename(scratch, partial / f".{_SCRATCH}.tmp")
+        _remove_temporary(partial)
+
+
+def _remove_temporary(partial: Path) -> None:
     for path in partial.glob(".*.tmp"):
-        path.unlink()
+        shutil.rmtree(path) if path.is_dir() else path.unlink()

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from sail.evaluation.numerals import number, share
 from sail.evaluation.rounds import RoundRow, round_labels
 
-_FALL_OF_ACCURACY = 0.05
+_FALL_OF_ACCURACY = 0.1
 _FALL_OF_EOS_RATE = 0.1
 _COLLAPSE = 0.5
 _GROWTH_OF_LENGTH = 1.5
@@ -16,7 +16,7 @@ def alarms(rows: Sequence[RoundRow]) -> list[str]:
     """What the last evaluated round gives reason to look at; the first evaluated one is the start.
 
     Over-optimisation: reward under the best round's by two standard errors of the difference (Gao et al.
-    2210.10760). On-policy accuracy .05 under its best: SAIL's self-labels feed on it. EOS rate down by .1, distinct
+    2210.10760). On-policy accuracy .1 under its best: SAIL's self-labels feed on it. EOS rate down by .1, distinct
     share halved, length up by half: the usual ways to please a scorer with nothing to say.
     """
     evaluated = [(label, row) for label, row in zip(round_labels(rows), rows, strict=True) if _evaluated(row)]
@@ -53,7 +53,7 @@ def _accuracy_fell(evaluated: Sequence[tuple[str, RoundRow]]) -> str | None:
         return None
     return (
         f"On-policy accuracy of the implicit reward fell from {share(max(found))} to {share(found[-1])}: "
-        "the policy's own labels of its samples have become worse."
+        "labels by the policy itself would be worse, or its samples have become harder to tell apart."
     )
 
 

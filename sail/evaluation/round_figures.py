@@ -24,7 +24,7 @@ def round_panels(rows: Sequence[RoundRow]) -> list[Panel]:
         _lines(rows, "Length", "mean tokens of a response, EOS included", {"completions/mean_length": ""}),
         _lines(rows, "Endings and variety", "shares of the samples; falling lines are a sign of collapse", {
             "completions/eos_rate": "ended by EOS", "completions/distinct_share": "distinct",
-        }),
+        }, limits=(0.0, 1.04)),
         _labels(rows),
     )  # fmt: skip
     others = [
@@ -98,9 +98,18 @@ def _win_rate(rows: Sequence[RoundRow]) -> Panel | None:
 
 
 def _lines(
-    rows: Sequence[RoundRow], title: str, caption: str, names: dict[str, str], chance: float | None = None
+    rows: Sequence[RoundRow],
+    title: str,
+    caption: str,
+    names: dict[str, str],
+    *,
+    chance: float | None = None,
+    limits: tuple[float, float] | None = None,
 ) -> Panel | None:
-    """One line per metric that some round has; names: metric -> its name in the legend."""
+    """One line per metric that some round has; names: metric -> its name in the legend.
+
+    chance: where a dashed line says "no better than chance"; limits: of the y axis.
+    """
     series = {name: _points(rows, name) for name in names}
     series = {name: points for name, points in series.items() if points[0]}
     if not series:
@@ -114,6 +123,8 @@ def _lines(
         if any(names[name] for name in series):
             axes.legend(loc="best", handlelength=1.2)
         axes.margins(y=0.15)
+        if limits is not None:
+            axes.set_ylim(*limits)
         label_rounds(axes, round_labels(rows))
 
     return panel(title, caption, plot)

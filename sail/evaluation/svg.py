@@ -5,6 +5,7 @@ matplotlib draws with marker colours that stand for nothing but a name; they bec
 
 import io
 import re
+import warnings
 from collections.abc import Callable
 from html import escape
 from typing import Any, NamedTuple
@@ -44,7 +45,8 @@ class Panel(NamedTuple):
 def panel(title: str, caption: str, plot: Callable[[Axes], None]) -> Panel:
     """Let `plot` draw on one small pair of axes and keep the result as markup."""
     name = re.sub(r"\W+", "-", title.lower()).strip("-")
-    with matplotlib.rc_context({**_STYLE, "svg.hashsalt": name}):
+    with matplotlib.rc_context({**_STYLE, "svg.hashsalt": name}), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")  # the reader's fonts draw the text
         figure = Figure(figsize=_SIZE_IN, layout="constrained")
         plot(figure.subplots())
         buffer = io.StringIO()

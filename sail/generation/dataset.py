@@ -13,7 +13,7 @@ from sail.generation.sources import SourceRow, read_source
 from sail.policy.chat import prompt_ids, response_ids
 from sail.policy.loading import Checkpoint, context_length, eos_ids, load_tokenizer
 
-VERSION = 1
+VERSION = 2
 
 
 def import_data(

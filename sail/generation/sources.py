@@ -4,6 +4,8 @@ import gzip
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby, takewhile
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from sail.core.run_settings import DataSettings
 
 _READERS = {".jsonl": "json", ".json": "json", ".parquet": "parquet", ".csv": "csv"}
 _TURN = re.compile(r"\n\n(Human|Assistant): ?")
+_ASSISTANT = "\n\nAssistant:"
 _ROLES = {"Human": "user", "Assistant": "assistant"}
 
 
@@ -105,7 +108,7 @@ def _json_rows(path: Path) -> Iterator[Mapping[str, Any]]:
     if text.lstrip().startswith("["):
         yield from json.loads(text)
     else:
-        yield from (json.loads(line) for line in text.splitlines() if line.strip())
+        yield from (json.loads(line) for line in text.split("\n") if line.strip())
 
 
 def _renamed(raw: Mapping[str, Any], columns: Mapping[str, str]) -> dict[str, Any]:
@@ -163,23 +166,40 @@ def _looks_like_hh(raw: Mapping[str, Any]) -> bool:
 
 
 def _parse_hh(raw: Mapping[str, Any], where: str) -> SourceRow:
-    """Transcripts that share all turns but the last; where they part earlier, the chosen one's turns are the prompt."""
-    chosen, rejected = (_transcript(raw[side], where) for side in ("chosen", "rejected"))
-    return SourceRow(
-        tuple(chosen[:-1]), (chosen[-1]["content"], rejected[-1]["content"]), (None, None),
-        is_pair=chosen[:-1] == rejected[:-1],
-    )  # fmt: skip
+    """Two transcripts of one conversation, which part after an Assistant mark; what follows is the response.
+
+    Marks after that point are text: some responses go on in the human's voice, or start a second turn of their own.
+    """
+    chosen, rejected = raw.get("chosen"), raw.get("rejected")
+    if not isinstance(chosen, str) or not isinstance(rejected, str):
+        raise UserError(
+            f"format hh needs text in chosen and rejected, found {sorted(raw)}", where=where,
+            cure="Take format: auto, or rename with columns: {chosen: <your column>}",
+        )  # fmt: skip
+    before, mark, _ = _shared_start(chosen, rejected).rpartition(_ASSISTANT)
+    prompt = _turns(before)
+    if not prompt:
+        raise UserError(
+            "both transcripts must begin with the same Human turn and must end with an Assistant turn", where=where,
+            cure="Check format: hh",
+        )  # fmt: skip
+    start = len(before) + len(mark)
+    return SourceRow(prompt, (chosen[start:].strip(), rejected[start:].strip()), (None, None), is_pair=True)
 
 
-def _transcript(text: str, where: str) -> list[Message]:
+def _shared_start(a: str, b: str) -> str:
+    alike = takewhile(lambda pair: pair[0] == pair[1], zip(a, b, strict=False))
+    return a[: sum(1 for _ in alike)]
+
+
+def _turns(text: str) -> tuple[Message, ...]:
+    """Turns of a transcript; one who speaks twice in a row has one turn, as most chat templates ask for."""
     parts = _TURN.split(text)[1:]
-    turns = [
-        Message(role=_ROLES[speaker], content=content.strip())
-        for speaker, content in zip(parts[::2], parts[1::2], strict=True)
-    ]
-    if len(turns) < 2 or turns[-1]["role"] != "assistant":
-        raise UserError("a transcript must end with an Assistant turn", where=where, cure="Check format: hh")
-    return turns
+    marked = zip(parts[::2], parts[1::2], strict=True)
+    return tuple(
+        Message(role=_ROLES[speaker], content="\n\n".join(content.strip() for _, content in said))
+        for speaker, said in groupby(marked, key=itemgetter(0))
+    )
 
 
 def _messages(value: Any, where: str) -> tuple[Message, ...]:

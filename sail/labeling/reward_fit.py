@@ -17,7 +17,7 @@ from sail.labeling.calibration import accuracy, fit_temperature, negative_log_li
 from sail.labeling.reward_model import RewardModel, new_reward_model
 from sail.labeling.reward_pairs import RewardPair, batches, read_pairs, split_holdout
 from sail.labeling.reward_training import held_out_margins, train
-from sail.policy.loading import Checkpoint, is_adapter, model_folder
+from sail.policy.loading import Checkpoint, is_adapter, model_folder, quiet_loading
 
 VERSION = 1
 METRICS_FILE = "metrics.jsonl"
@@ -45,7 +45,8 @@ def fit_reward_model(
         _check(pairs, held_out, model)
         steps = settings.steps or math.ceil(settings.epochs * len(pairs) / settings.train_batch_size)
         _train(workspace, model, list(batches(pairs, steps, settings.train_batch_size, seed)), settings, seed)
-        model.model.save_pretrained(workspace.path / "model")
+        with quiet_loading():
+            model.model.save_pretrained(workspace.path / "model")
         model.tokenizer.save_pretrained(workspace.path / "model")
         figures = _holdout_figures(held_out_margins(model, held_out, settings.max_tokens_per_microbatch))
         return {"steps": steps, "pairs": len(pairs), "pairs_holdout": len(held_out), **figures}

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from sail.core.errors import UserError
@@ -42,13 +43,15 @@ def response_text(tokenizer: PreTrainedTokenizerBase, token_ids: Sequence[int]) 
 
 
 def _render(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], *, add_generation_prompt: bool) -> str:
-    return str(
-        tokenizer.apply_chat_template(
-            [{"role": message["role"], "content": message["content"]} for message in messages],
-            add_generation_prompt=add_generation_prompt,
-            tokenize=False,
-        )
-    )
+    turns = [{"role": message["role"], "content": message["content"]} for message in messages]
+    try:
+        return str(tokenizer.apply_chat_template(turns, add_generation_prompt=add_generation_prompt, tokenize=False))
+    except TemplateError as error:
+        roles = ", ".join(turn["role"] for turn in turns)
+        raise UserError(
+            f"the chat template refuses a conversation of {roles}: {error}", where="chat_template",
+            cure="Mend that row of the data, or set chat_template: to a file with a template that takes it",
+        ) from error  # fmt: skip
 
 
 def _encode(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[int, ...]:

@@ -113,7 +113,8 @@ def is_adapter(checkpoint: Checkpoint) -> bool:
 def save_policy(model: PolicyModel, tokenizer: PreTrainedTokenizerBase, artifact_folder: Path) -> None:
     """Write the folder that from_pretrained, vLLM and the next round load."""
     folder = artifact_folder / _MODEL_FOLDER
-    model.save_pretrained(str(folder))
+    with quiet_loading():
+        model.save_pretrained(str(folder))
     tokenizer.save_pretrained(folder)
 
 

@@ -1,5 +1,4 @@
-"""The client of a vLLM server: seeded completions, log-probs, and the development endpoints. Retries live
-here."""
+"""The client of a vLLM server: seeded completions, log-probs, and the development endpoints."""
 
 import asyncio
 import time
@@ -7,25 +6,26 @@ from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from typing import Any
 
-import httpx
-
 from sail.core.errors import UserError
 from sail.core.run_settings import VllmSettings
 from sail.serving.completions import Completion, CompletionRequest, StopKind, read_completions, request_body
 from sail.serving.errors import ServerError
+from sail.serving.exchange import Exchange
 from sail.serving.streaming import Emit, stream
 
 __all__ = ["Completion", "CompletionRequest", "ServerClient", "StopKind"]
 
-_CONNECT_S = 5.0
-_FIRST_BACKOFF_S, _LONGEST_BACKOFF_S = 0.25, 8.0
+_COMPLETIONS = "/v1/completions"
 _RESET_ATTEMPTS, _RESET_WAIT_S = 20, 0.1
 _Numbered = tuple[int, list[Completion]]
 
 
 class ServerClient:
-    """Talks to one server. `model` is the name it serves (None: ask it); `eos_ids` tell EOS from other stop
-    tokens."""
+    """Talks to one server.
+
+    model: the name it serves (None: ask it). eos_ids: the model's EOS ids, to tell EOS from other stop tokens
+    where a model has several.
+    """
 
     def __init__(
         self,
@@ -37,16 +37,9 @@ class ServerClient:
     ) -> None:
         self.base_url = base_url.rstrip("/")
         self._model = model
-        self._settings = settings
+        self._concurrency = settings.concurrency
         self._eos_ids = eos_ids
-        self._http_options: dict[str, Any] = {
-            "timeout": httpx.Timeout(settings.request_timeout_s, connect=_CONNECT_S),
-            "trust_env": False,  # no proxy between us and the server
-            "verify": base_url.startswith("https:"),  # loading certificates costs more than a request
-            # uvicorn drops idle connections, and the one it answered a 500 on: reusing those is a race
-            "limits": httpx.Limits(max_connections=None, max_keepalive_connections=0),
-        }
-        self._http = httpx.Client(**self._http_options)
+        self._exchange = Exchange(base_url, settings)
 
     def complete(self, request: CompletionRequest) -> list[Completion]:
         """The request's n samples, in order of index."""
@@ -54,11 +47,11 @@ class ServerClient:
         return completions
 
     def complete_many(self, requests: Iterable[CompletionRequest]) -> Iterator[_Numbered]:
-        """(position, samples) of every request as it finishes, settings.concurrency of them in flight.
+        """(position, samples) of every request as it finishes, vllm.concurrency of them in flight.
 
-        A disconnect, a timeout or a 5xx is tried again settings.max_retries times: the seed makes a second
-        try give the same bits. Then ServerError. A request over the model's length is refused before anything
-        is sent.
+        A disconnect, a timeout or a 5xx is tried again vllm.max_retries times: the seed makes a second try
+        give the same bits. Then ServerError, and the rest is cancelled, as it is when the reader stops early.
+        A request over the model's length is a UserError before anything is sent.
         """
         checked = list(requests)
         for request in checked:
@@ -72,27 +65,25 @@ class ServerClient:
         self._refuse_too_long(len(prompt_ids), 1)
         request = CompletionRequest(tuple(prompt_ids), n=1, seed=0, max_tokens=1, cache_salt=cache_salt)
         body = request_body(request, self.model) | {"prompt_logprobs": 0}
-        entries = self._post("/v1/completions", body)["choices"][0]["prompt_logprobs"][1:]
+        entries = self._exchange.once("POST", _COMPLETIONS, body)["choices"][0]["prompt_logprobs"][1:]
         return [entry[str(token)]["logprob"] for entry, token in zip(entries, prompt_ids[1:], strict=True)]
 
     def health(self) -> bool:
         """Whether /health answers 200. It does so on some servers the next request will kill."""
-        try:
-            return self._http.get(f"{self.base_url}/health", timeout=_CONNECT_S).is_success
-        except httpx.TransportError:
-            return False
+        return self._exchange.answers("/health")
 
     def reset_prefix_cache(self) -> None:
         """Forget all cached keys and values; waits a little for blocks that finished requests still hold."""
         for _ in range(_RESET_ATTEMPTS):
-            if self._post("/reset_prefix_cache", None)["success"]:
+            if self._exchange.once("POST", "/reset_prefix_cache")["success"]:
                 return
             time.sleep(_RESET_WAIT_S)
         raise ServerError("the prefix cache was not reset: requests still run on the server")
 
     def collective_rpc(self, method: str, **kwargs: Any) -> list[Any]:
         """Call a method on every worker, once (an update that failed must not be repeated); their results."""
-        results: list[Any] = self._post("/collective_rpc", {"method": method, "kwargs": kwargs})["results"]
+        reply = self._exchange.once("POST", "/collective_rpc", {"method": method, "kwargs": kwargs})
+        results: list[Any] = reply["results"]
         return results
 
     @property
@@ -107,7 +98,7 @@ class ServerClient:
 
     @cached_property
     def _card(self) -> dict[str, Any]:
-        cards: list[dict[str, Any]] = self._exchange("GET", "/v1/models", None)["data"]
+        cards: list[dict[str, Any]] = self._exchange.once("GET", "/v1/models")["data"]
         matching = [card for card in cards if self._model in (None, card["id"])]
         if not matching:
             raise ServerError(f"{self.base_url} serves {[card['id'] for card in cards]}, not {self._model}")
@@ -124,56 +115,19 @@ class ServerClient:
 
     async def _complete_all(self, requests: list[CompletionRequest], emit: Emit[_Numbered]) -> None:
         todo = iter(enumerate(requests))
+        model = self.model
 
-        async def work(http: httpx.AsyncClient) -> None:
-            for position, request in todo:
-                reply = await self._post_seeded(http, request_body(request, self.model))
-                emit((position, read_completions(reply, request, self._eos_ids)))
+        async with self._exchange.open() as http:
 
-        async with httpx.AsyncClient(**self._http_options) as http:
-            workers = [
-                asyncio.create_task(work(http)) for _ in range(min(self._settings.concurrency, len(requests)))
-            ]
+            async def work() -> None:
+                for position, request in todo:
+                    reply = await self._exchange.post_seeded(http, _COMPLETIONS, request_body(request, model))
+                    emit((position, read_completions(reply, request, self._eos_ids)))
+
+            workers = [asyncio.create_task(work()) for _ in range(min(self._concurrency, len(requests)))]
             try:
                 await asyncio.gather(*workers)
             finally:
                 for worker in workers:
                     worker.cancel()
                 await asyncio.gather(*workers, return_exceptions=True)
-
-    async def _post_seeded(self, http: httpx.AsyncClient, body: dict[str, Any]) -> dict[str, Any]:
-        url, problem = f"{self.base_url}/v1/completions", ""
-        for attempt in range(self._settings.max_retries + 1):
-            if attempt:
-                await asyncio.sleep(min(_FIRST_BACKOFF_S * 2 ** (attempt - 1), _LONGEST_BACKOFF_S))
-            try:
-                reply = await http.post(url, json=body)
-            except httpx.TransportError as error:
-                problem = f"{type(error).__name__} {error}".strip()
-                continue
-            if not reply.is_server_error:
-                return _content(reply)
-            problem = _told(reply)
-        raise ServerError(f"{url} failed {self._settings.max_retries + 1} times, at last with {problem}")
-
-    def _post(self, path: str, body: dict[str, Any] | None) -> dict[str, Any]:
-        return self._exchange("POST", path, body)
-
-    def _exchange(self, method: str, path: str, body: dict[str, Any] | None) -> dict[str, Any]:
-        url = f"{self.base_url}{path}"
-        try:
-            reply = self._http.request(method, url, json=body)
-        except httpx.TransportError as error:
-            raise ServerError(f"{url}: {type(error).__name__} {error}") from None
-        return _content(reply)
-
-
-def _content(reply: httpx.Response) -> dict[str, Any]:
-    if not reply.is_success:
-        raise ServerError(_told(reply))
-    content: dict[str, Any] = reply.json()
-    return content
-
-
-def _told(reply: httpx.Response) -> str:
-    return f"{reply.url}: HTTP {reply.status_code}: {reply.text[:500]}"

@@ -1,5 +1,4 @@
-"""A vLLM server as a supervised process: it starts, it is really ready, it stops, and it never outlives
-us."""
+"""A vLLM server as a supervised process: it starts, it is really ready, and it never outlives us."""
 
 import signal
 import subprocess
@@ -69,19 +68,17 @@ class VllmServer:
             lost_the_race = settings.port == 0 and PORT_TAKEN in log_tail(log_path)
             if not lost_the_race or attempt == _PORT_ATTEMPTS:
                 break
-        late = time.monotonic() > deadline
-        raise start_failure(
-            log_path,
-            f"was not ready after {settings.start_timeout_s:g} s (vllm.start_timeout_s)" if late else "ended",
-        )
+        if time.monotonic() > deadline:
+            told = f"not ready after {settings.start_timeout_s:g} s (vllm.start_timeout_s)"
+            raise ServerError(f"the vLLM server was {told}; its log {log_path} ends:\n{log_tail(log_path)}")
+        raise start_failure(log_path, "did not start")
 
     def alive(self) -> bool:
         """Whether the server process runs. It may still have lost its engine: the next request tells."""
         return self._process.poll() is None
 
     def stop(self) -> None:
-        """End the server and all its processes: SIGTERM, a bounded wait, SIGKILL. Return codes mean nothing
-        here."""
+        """End the server and all its processes: SIGTERM, a bounded wait, SIGKILL."""
         if self.alive():
             self._process.send_signal(signal.SIGTERM)
             try:

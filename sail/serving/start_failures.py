@@ -9,6 +9,7 @@ from sail.serving.errors import ServerError
 PORT_TAKEN = "Address already in use"
 _TAIL_LINES = 20
 _LINE_LENGTH = 300
+_HARMLESS = re.compile(r"\b(INFO|WARNING)\b")
 _ERROR_LINE = re.compile(r"\b\w+(Error|Exception): \S")
 
 # what the log says -> (the setting, the cure)
@@ -33,7 +34,10 @@ _KNOWN: dict[str, tuple[str, str]] = {
         "vllm.args",
         "Lower gpu-memory-utilization, or free the GPU (nvidia-smi lists its users)",
     ),
-    "head_size": ("model_name_or_path", "vLLM's CPU attention needs a head size of 32 or more"),
+    "Unsupported CPU attention configuration": (
+        "model_name_or_path",
+        "vLLM on CPU wants attention heads of 32, 64, ... dimensions: set generation.engine=transformers",
+    ),
     "operator torchvision::nms does not exist": (
         "environment",
         "pip uninstall torchvision torchaudio torchcodec: they are built for another torch",
@@ -46,15 +50,14 @@ _KNOWN: dict[str, tuple[str, str]] = {
 
 
 def start_failure(log_path: Path, problem: str) -> UserError | ServerError:
-    """The error to raise for a server that did not come up: one line if its cause is known, the log's end if
-    not."""
+    """The error to raise: one line where the log names a known cause, else its first error and its end."""
     lines = _lines(log_path)
     for pattern, (where, cure) in _KNOWN.items():
         telling = [line for line in lines if pattern in line]
         if telling:
             found = f"the vLLM server {problem}: {telling[0].strip()} (log: {log_path})"
             return UserError(found, where=where, cure=cure)
-    causes = [line for line in lines if _ERROR_LINE.search(line)]
+    causes = [line for line in lines if _ERROR_LINE.search(line) and not _HARMLESS.search(line)]
     cause = f"first error: {causes[0].strip()}\n" if causes else ""
     return ServerError(f"the vLLM server {problem}; {cause}its log {log_path} ends:\n{log_tail(log_path)}")
 

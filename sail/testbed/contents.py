@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from sail.core.seeds import derive_seed
+from sail.policy.loading import quiet_loading
 from sail.testbed.card import model_card
 from sail.testbed.chat import answered, asked
 from sail.testbed.gold import REWARDS
@@ -34,7 +35,8 @@ def write_contents(folder: Path, settings: BuildSettings, say: Callable[[str], N
             say(f"labels: {len(asked_for)} pairs for {name}")
             pairs = draw_pairs(model, tokenizer, asked_for, settings.seed, "testbed", "samples", name)
             labels.append(prefer(pairs, reward, settings.tau, settings.seed, "testbed", "human", name))
-    model.save_pretrained(folder / "sft")
+    with quiet_loading():
+        model.save_pretrained(folder / "sft")
     write_jsonl(folder / "prompts.jsonl", ({"prompt": asked(prompt)} for prompt in prompts.free))
     write_jsonl(folder / "prefs.jsonl", map(_preference_row, labels[0]))
     write_jsonl(folder / "prefs_heldout.jsonl", map(_preference_row, labels[1]))

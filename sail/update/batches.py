@@ -19,8 +19,8 @@ Shares = Mapping[str, Fraction]
 
 
 def exact_shares(shares: Mapping[str, float | Literal["rest"]]) -> dict[str, Fraction]:
-    """The routes' shares as fractions that sum to 1; 'rest' routes divide what the others leave."""
-    fixed = {name: Fraction(str(share)) for name, share in shares.items() if share != "rest"}
+    """The routes' shares, in steps of 1/10000, as fractions that sum to 1; 'rest' routes divide what others leave."""
+    fixed = {name: Fraction(round(10_000 * share), 10_000) for name, share in shares.items() if share != "rest"}
     rest = [name for name, share in shares.items() if share == "rest"]
     left = 1 - sum(fixed.values(), Fraction(0))
     if left < 0 or (left > 0 and not rest):

@@ -1,13 +1,14 @@
 """A process that has imported the project and nothing else, and forks one child per `sail` command.
 
     python zygote.py        requests are JSON lines on stdin, answers JSON lines on stdout
-    {"start": {"args": ["run", ...], "cwd": ..., "out": ..., "err": ..., "env": {...}, "kill": {...}}}  ->  {"pid": 17}
+    {"start": {"args": ["run", ...], "cwd": ..., "out": ..., "err": ..., "at": {...}}}  ->  {"pid": 17}
     {"wait": 17}  ->  {"returncode": -9}
 
-A child is a real process with its own exit status and signals; only the seconds of imports are shared. With "kill" it
-sends itself SIGKILL at the nth file-system or network operation whose line matches a pattern. The lines come from
-Python's audit events ("os.rename <from> <to>", "open <path>", "os.mkdir <path>"), so the product needs no hooks, and a
-kill falls between two operations on the disk, always the same two. With "trace" the lines are written down instead.
+A child is a real process with its own exit status and signals; only the seconds of imports are shared. With "at" it
+sends itself a signal (SIGKILL, SIGSTOP) at the nth file-system operation whose line matches a pattern, counted from
+the first line that matches `after`. The lines come from Python's audit events ("os.rename <from> <to>", "open <path>
+<mode>", "os.mkdir <path>"), so the product needs no hooks, and the signal falls between two operations on the disk,
+always the same two. With "trace" all lines are written down instead, to choose patterns from.
 """
 
 import ctypes
@@ -30,19 +31,29 @@ _MODULES = (
 )  # fmt: skip
 
 
-class Killer:
-    """SIGKILL at the nth matching operation, at once or delay_s later."""
+class SignalAt:
+    """The signal at the nth matching operation, at once or delay_s later."""
 
-    def __init__(self, pattern: str, nth: int = 1, delay_s: float = 0.0) -> None:
-        self.pattern, self.left, self.delay_s = re.compile(pattern), nth, delay_s
+    def __init__(self, pattern: str, signal: int, nth: int = 1, after: str = "", delay_s: float = 0.0) -> None:
+        self.pattern, self.after, self.signal = re.compile(pattern), re.compile(after), signal
+        self.left, self.delay_s, self.armed = nth, delay_s, not after
 
     def __call__(self, event: str, args: tuple[Any, ...]) -> None:
-        if event in _WATCHED and self.pattern.search(line_of(event, args)):
+        if event not in _WATCHED or self.left == 0:
+            return
+        line = line_of(event, args)
+        if not self.armed:
+            self.armed = bool(self.after.search(line))
+        elif self.pattern.search(line):
             self.left -= 1
-            if self.left == 0 and self.delay_s:
-                threading.Timer(self.delay_s, kill_myself).start()
-            elif self.left == 0:
-                kill_myself()
+            if self.left == 0:
+                self._send()
+
+    def _send(self) -> None:
+        if self.delay_s:
+            threading.Timer(self.delay_s, os.kill, (os.getpid(), self.signal)).start()
+        else:
+            os.kill(os.getpid(), self.signal)
 
 
 class Tracer:
@@ -60,23 +71,18 @@ def line_of(event: str, args: tuple[Any, ...]) -> str:
     return " ".join([event, *(str(arg) for arg in args if isinstance(arg, (str, os.PathLike, tuple, list)))])
 
 
-def kill_myself() -> None:
-    os.kill(os.getpid(), signal.SIGKILL)
-
-
 def run_child(request: dict[str, Any]) -> NoReturn:
     """The child's side of the fork: become `sail ARGS...`."""
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: no command outlives the tests
     signal.signal(signal.SIGINT, signal.default_int_handler)
     os.chdir(request["cwd"])
-    os.environ.update(request.get("env", {}))
-    for number, mode, path in ((0, os.O_RDONLY, os.devnull), (1, os.O_WRONLY, request["out"]),
-                               (2, os.O_WRONLY, request["err"])):  # fmt: skip
-        os.dup2(os.open(path, mode | (os.O_CREAT if mode else 0)), number)
-    sys.stdin, sys.stdout, sys.stderr = open(0), open(1, "w"), open(2, "w")  # noqa: SIM115
+    write = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
+    for number, (path, mode) in enumerate([(os.devnull, os.O_RDONLY), (request["out"], write), (request["err"], write)]):
+        os.dup2(os.open(path, mode), number)
+    sys.stdin, sys.stdout, sys.stderr = (open(number, mode) for number, mode in enumerate("rww"))
     sys.argv = ["sail", *request["args"]]
-    if "kill" in request:
-        sys.addaudithook(Killer(**request["kill"]))
+    if "at" in request:
+        sys.addaudithook(SignalAt(**request["at"]))
     if "trace" in request:
         sys.addaudithook(Tracer(request["trace"]))
     code = exit_code()
@@ -86,13 +92,14 @@ def run_child(request: dict[str, Any]) -> NoReturn:
 
 
 def exit_code() -> int:
+    """What the interpreter would exit with."""
     from loops.cli import main
 
     try:
         main()
     except SystemExit as error:
         return error.code if isinstance(error.code, int) else int(error.code is not None)
-    except BaseException:  # noqa: BLE001
+    except BaseException:  # noqa: BLE001 - the interpreter's own last resort
         traceback.print_exc()
         return 1
     return 0
@@ -118,5 +125,5 @@ def serve() -> None:
 
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(Path(__file__).parents[2]))
+    sys.path[0] = str(Path(__file__).parents[2])
     serve()

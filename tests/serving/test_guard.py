@@ -90,5 +90,13 @@ def test_a_server_killed_outright_takes_its_orphans_along(family):
     assert still_alive_after(pids[1:], GONE_S) == []
 
 
+@pytest.mark.parametrize("family", [()], indirect=True, ids=["plain"])
+def test_a_guard_killed_outright_takes_the_server_along(family):
+    _, guard_pid, pids = family
+    server = next(pid for pid in pids[1:] if parent_of(pid) == guard_pid)
+    os.kill(guard_pid, signal.SIGKILL)
+    assert still_alive_after([server], GONE_S) == []
+
+
 def parent_of(pid: int) -> int:
     return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])

@@ -104,7 +104,7 @@ def test_an_unknown_failure_tells_the_first_error_and_the_end_of_the_log(tmp_pat
     log.write_text(
         "INFO fine\nKeyError: 'rope'\n" + "noise\n" * 50 + "RuntimeError: see above\n - leaked type\n"
     )
-    error = start_failure(log, "ended")
+    error = start_failure(log, "did not start")
     assert isinstance(error, ServerError)
     assert "first error: KeyError: 'rope'" in str(error) and str(error).endswith("RuntimeError: see above")
 

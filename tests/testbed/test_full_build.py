@@ -10,6 +10,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from sail.core.records import Example
+from sail.testbed.contents import one_thread
 from sail.testbed.gold import hump
 from sail.testbed.sampling import sample_responses
 
@@ -31,7 +32,8 @@ def samples(testbed: Path) -> list[Example]:
     model = AutoModelForCausalLM.from_pretrained(testbed / "sft", local_files_only=True)
     tokenizer = AutoTokenizer.from_pretrained(testbed / "sft", local_files_only=True)
     prompts = [content(row["prompt"]) for row in read(testbed / "prompts.jsonl")[:NUM_PROMPTS]]
-    return sample_responses(model, tokenizer, [prompt for prompt in prompts for _ in range(NUM_SAMPLES)], 5)
+    with one_thread():  # so small a model is several times slower on two threads that others use too
+        return sample_responses(model, tokenizer, [prompt for prompt in prompts for _ in range(NUM_SAMPLES)], 5)
 
 
 def best_of(rewards: list[float], n: int) -> float:

@@ -34,12 +34,17 @@ def test_a_finished_review_counts_its_tokens_out_of_place(text: str, errors: int
 
 
 def test_a_cut_review_has_no_end_to_judge():
-    assert count_ungrammatical("the film was good and".split(), finished=False) == 0
+    assert count_ungrammatical(["the", "film", "was", "good", "and"], finished=False) == 0
 
 
-def test_the_first_clause_ends_before_its_joiner_or_stop():
-    assert first_clause("the film was good but the staff was rude .".split()) == ["the", "film", "was", "good"]
-    assert first_clause("the film was".split()) == ["the", "film", "was"]
+@pytest.mark.parametrize("mark", ["and", "but", "."])
+def test_the_first_clause_ends_before_its_joiner_or_stop(mark: str):
+    clause = ["the", "film", "was", "good"]
+    assert first_clause([*clause, mark, "the", "staff", "was", "rude", "."]) == clause
+
+
+def test_without_joiner_or_stop_all_is_the_first_clause():
+    assert first_clause(["the", "film", "was"]) == ["the", "film", "was"]
 
 
 def test_the_writers_follow_the_grammar_when_they_do_not_slip():
