@@ -10,12 +10,13 @@ from sail.objectives import find_loss
 from sail.objectives.route_facts import RouteFacts
 from sail.objectives.rules import check_route
 
+_IPO = "loss ipo sums log-probs over tokens, as its paper does; the ipo of TRL's DPOTrainer averages: another loss"
 POLICY, NOBODY = "policy", "none"
 
 
 def check_run(settings: RunSettings, engines: Iterable[str]) -> list[str]:
     """Raise UserError for the first thing that cannot work; return what the user should know, a line each."""
-    warnings: list[str] = []
+    warnings = [_IPO] if any(_uses(phase, "ipo") for phase in settings.phases) else []
     for index, phase in enumerate(settings.phases):
         earlier = [before.name for before in settings.phases[:index]]
         _one_of(phase.round.reference, ["base", "previous", *earlier], f"{phase.name}: round.reference")
@@ -25,6 +26,10 @@ def check_run(settings: RunSettings, engines: Iterable[str]) -> list[str]:
             warnings += _check_route(phase, name, route, settings)
     _check_fits(settings)
     return warnings
+
+
+def _uses(phase: PhaseSettings, loss: str) -> bool:
+    return any(route_loss(phase, route).type == loss for route in phase.routes.values())
 
 
 def route_loss(phase: PhaseSettings, route: RouteSettings) -> LossSettings:

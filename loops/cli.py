@@ -3,16 +3,23 @@
 import json
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from sail.core.errors import UserError
 
+if TYPE_CHECKING:  # commands import what they need: `sail --help` waits for no torch
+    from loops.config import Config
+    from loops.run_folder import RunFolder
+    from sail.core.run_settings import RunSettings
+
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 console = Console(width=None if sys.stdout.isatty() else 120)
+_CTRL_C = 130  # what typer makes of a KeyboardInterrupt, without a word
 
 Overrides = Annotated[list[str] | None, typer.Argument(help="key=value, for example routes.online.sail_coef=0.3")]
 Out = Annotated[Path | None, typer.Option("--out", help="the run's folder; default runs/<config's name>")]
@@ -101,7 +108,7 @@ def methods(as_json: Annotated[bool, typer.Option("--json", help="machine-readab
     for kind, rows in listed.items():
         table = Table("name", *[key for key in rows[0] if key != "name"], title=kind, title_justify="left")
         for row in rows:
-            table.add_row(*["-" if value in (None, "", []) else str(value) for value in row.values()])
+            table.add_row(*[_cell(value) for value in row.values()])
         console.print(table)
 
 
@@ -114,7 +121,18 @@ def serve(config: str, overrides: Overrides = None) -> None:
     serve_forever(settings, console)
 
 
-def _load(config: str, overrides: list[str] | None, out: Path | None, smoke: bool):  # type: ignore[no-untyped-def]
+def _cell(value: Any) -> str:
+    if isinstance(value, list):
+        return ", ".join(value) or "-"
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {number:g}" for key, number in value.items()) or "-"
+    return str(value or "-")
+
+
+def _load(
+    config: str, overrides: list[str] | None, out: Path | None, smoke: bool
+) -> "tuple[Config, RunSettings, RunFolder]":
+    """The config, its settings (tiny with --smoke), and the run's folder."""
     from loops.config import load_config, smoke_overrides
     from loops.run_folder import RunFolder
 
@@ -129,8 +147,10 @@ def main() -> None:
     try:
         app()
     except UserError as error:
-        Console(stderr=True).print(f"[red]error[/] {error}", soft_wrap=True, highlight=False, markup=True)
+        message = f"[red]error[/] {escape(str(error))}"  # a message may hold [brackets]
+        Console(stderr=True).print(message, soft_wrap=True, highlight=False)
         sys.exit(2)
-    except KeyboardInterrupt:
-        Console(stderr=True).print("stopped; the same command goes on from here")
-        sys.exit(130)
+    except SystemExit as ended:
+        if ended.code == _CTRL_C:
+            Console(stderr=True).print("stopped; the same command goes on from here")
+        raise

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -11,7 +12,7 @@ from loops.checks import check_run
 from loops.config import Config
 from loops.context import Context
 from loops.diary import Diary
-from loops.iterate import RoundRecord, run_phases
+from loops.iterate import START, RoundRecord, run_phases
 from loops.plan import PlanBuilder
 from loops.run_folder import RunFolder, label_counts, settings_yaml, step_metrics
 from sail.core.run_settings import RunSettings
@@ -104,17 +105,41 @@ def _row_metrics(record: RoundRecord) -> dict[str, float]:
 
 
 def report_data(title: str, settings: RunSettings, records: Sequence[RoundRecord]) -> ReportData:
+    """Everything the report shows; it reads no artifact itself."""
     steps = [
         {"round": record.round_index, "phase": record.phase, **step}
         for record in records
         for step in step_metrics(record)
     ]
-    evaluated = [record for record in records if "evaluation" in record.artifacts]
-    examples = evaluated[-1].artifacts["evaluation"].path / "examples.json" if evaluated else None
     return ReportData(
         title=title,
         rounds=rows(records),
         steps=steps,
         settings_yaml=settings_yaml(settings),
-        examples=json.loads(examples.read_text()) if examples else [],
+        examples=_examples(records),
+        notes=_notes(settings),
     )
+
+
+def _examples(records: Sequence[RoundRecord]) -> list[dict[str, Any]]:
+    """The same held-out prompts at the start and at the end."""
+    evaluated = [record for record in records if "evaluation" in record.artifacts]
+    shown = dict.fromkeys([0, len(evaluated) - 1]) if evaluated else {}
+    return [
+        {
+            **entry,
+            "round": "start" if evaluated[index].round_index == START else f"round {evaluated[index].round_index}",
+        }
+        for index in shown
+        for entry in json.loads((evaluated[index].artifacts["evaluation"].path / "examples.json").read_text())
+    ]
+
+
+def _notes(settings: RunSettings) -> list[str]:
+    """What a reader must know before believing the curves."""
+    labellers = {route.labels.by for phase in settings.phases for route in phase.routes.values()}
+    headlines = {phase.evaluation.scorers[0] for phase in settings.phases if phase.evaluation.scorers}
+    return [
+        f"The headline scorer '{name}' also labelled training pairs: its reward says nothing about over-optimisation."
+        for name in sorted(headlines & labellers)
+    ]

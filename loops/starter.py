@@ -1,6 +1,7 @@
 """`sail init`: a config to start from, with what must be filled in and what is worth knowing."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import yaml
 
@@ -12,23 +13,27 @@ _HEAD = """\
 #   sail run {file} --smoke     everything once, tiny
 #   sail run {file}      run; the same command resumes
 """
-_COMMON: dict[str, object] = {
-    "model_name_or_path": "<folder or Hub id of the SFT policy>",
-    "seed": 0,
-    "data": {"prefs": {"path": "<Hub id, jsonl or parquet with prompt, chosen, rejected>", "split": "train"}},
+_MODEL = "<folder or Hub id of the SFT policy>"
+_SOURCES = {
+    "prefs": {"path": "<Hub id, jsonl or parquet with prompt, chosen, rejected>", "split": "train"},
+    "demos": {"path": "<Hub id, jsonl or parquet with prompt, completion or messages>", "split": "train"},
+    "prompts": {"path": "<Hub id, jsonl or parquet with prompt>", "split": "train"},
 }
 _REWARD = {"rm": {"kind": "reward_model", "path": "<sequence-classification model; or fit: {data: prefs}>"}}
 
 
 def starter_config(preset: str, overrides: Sequence[str]) -> str:
     """The text of a commented config: the parts every run needs, then the preset's own table as comments."""
-    table = read_preset(preset)
-    routes = table.get("routes", {}).values()
-    document = {"preset": preset, **_COMMON}
+    routes = read_preset(preset).get("routes", {}).values()
+    named = dict.fromkeys(route["responses"] for route in routes if route["responses"] != "policy")
+    samples = any(route["responses"] == "policy" for route in routes)
+    sources = list(named) or ["prompts"]
+    document: dict[str, Any] = {"preset": preset, "model_name_or_path": _MODEL, "seed": 0}
+    document["data"] = {name: _SOURCES[name] for name in sources}
     if any(_labels_by(route) == "rm" for route in routes):
         document["labelers"] = _REWARD
-    if any(route.get("responses") == "policy" for route in routes):
-        document["prompts"] = {"from": "prefs", "per_round": 512}
+    if samples:
+        document["prompts"] = {"from": sources[0], "per_round": 512}
     else:
         document["evaluation"] = {"num_prompts": 0}
     head = _HEAD.format(preset=preset, file=f"{preset}.yaml")

@@ -1,15 +1,12 @@
 """Figures with one point a round: reward, win rate, divergence, accuracies, length, collapse, labels."""
 
 from collections.abc import Sequence
-from itertools import cycle
 
 from matplotlib.axes import Axes
 
-from sail.core.metrics import METRICS
-from sail.evaluation.rounds import RoundRow, round_labels
-from sail.evaluation.svg import ACCENT, INK, MUTED, PAPER, SERIES, Panel, label_rounds, panel
-
-_DROPPED = tuple(name for name in METRICS if name.startswith("labels/dropped_"))
+from sail.evaluation.label_figure import label_panel
+from sail.evaluation.rounds import RoundRow, points, round_labels
+from sail.evaluation.svg import ACCENT, INK, MUTED, SERIES, Panel, label_rounds, panel
 
 
 def round_panels(rows: Sequence[RoundRow]) -> list[Panel]:
@@ -25,7 +22,7 @@ def round_panels(rows: Sequence[RoundRow]) -> list[Panel]:
         _lines(rows, "Endings and variety", "shares of the samples; falling lines are a sign of collapse", {
             "completions/eos_rate": "ended by EOS", "completions/distinct_share": "distinct",
         }, limits=(0.0, 1.04)),
-        _labels(rows),
+        label_panel(rows),
     )  # fmt: skip
     others = [
         _lines(rows, f"Reward by {name.removeprefix('eval/reward/')}", "mean score of the same samples", {name: ""})
@@ -37,18 +34,12 @@ def round_panels(rows: Sequence[RoundRow]) -> list[Panel]:
 def _further_scorers(rows: Sequence[RoundRow]) -> list[str]:
     """eval/reward/<scorer> of every scorer but the headline."""
     names = {name: None for row in rows for name in row.metrics if name.startswith("eval/reward/")}
-    headline = _points(rows, "eval/reward")
-    return [name for name in names if _points(rows, name) != headline]
-
-
-def _points(rows: Sequence[RoundRow], metric: str) -> tuple[list[int], list[float]]:
-    """Positions of the rounds that have the metric, and its values."""
-    found = [(index, row.metrics[metric]) for index, row in enumerate(rows) if metric in row.metrics]
-    return [index for index, _ in found], [value for _, value in found]
+    headline = points(rows, "eval/reward")
+    return [name for name in names if points(rows, name) != headline]
 
 
 def _reward(rows: Sequence[RoundRow]) -> Panel | None:
-    x, y = _points(rows, "eval/reward")
+    x, y = points(rows, "eval/reward")
     if not x:
         return None
     errors = [rows[index].metrics.get("eval/reward_se", 0.0) for index in x]
@@ -80,7 +71,7 @@ def _frontier(rows: Sequence[RoundRow]) -> Panel | None:
 
 
 def _win_rate(rows: Sequence[RoundRow]) -> Panel | None:
-    x, y = _points(rows, "eval/win_rate")
+    x, y = points(rows, "eval/win_rate")
     if not x:
         return None
     lows = [rows[index].metrics.get("eval/win_rate_low", value) for index, value in zip(x, y, strict=True)]
@@ -110,7 +101,7 @@ def _lines(
 
     chance: where a dashed line says "no better than chance"; limits: of the y axis.
     """
-    series = {name: _points(rows, name) for name in names}
+    series = {name: points(rows, name) for name in names}
     series = {name: points for name, points in series.items() if points[0]}
     if not series:
         return None
@@ -128,25 +119,3 @@ def _lines(
         label_rounds(axes, round_labels(rows))
 
     return panel(title, caption, plot)
-
-
-def _labels(rows: Sequence[RoundRow]) -> Panel | None:
-    kept_x, kept = _points(rows, "labels/pairs")
-    dropped = {name: dict(zip(*_points(rows, name), strict=True)) for name in _DROPPED}
-    dropped = {name: counts for name, counts in dropped.items() if any(counts.values())}
-    if not kept_x and not dropped:
-        return None
-
-    def plot(axes: Axes) -> None:
-        axes.bar([x - 0.2 for x in kept_x], kept, width=0.34, color=ACCENT, label="pairs kept")
-        floor = dict.fromkeys(range(len(rows)), 0.0)
-        for (name, counts), color in zip(dropped.items(), cycle(SERIES[1:]), strict=False):
-            places, heights = list(counts), list(counts.values())
-            bottoms = [floor[place] for place in places]
-            reason = f"dropped: {name.removeprefix('labels/dropped_')}"
-            axes.bar([x + 0.2 for x in places], heights, 0.34, bottoms, color=color, label=reason, edgecolor=PAPER)
-            floor |= {place: bottom + height for place, bottom, height in zip(places, bottoms, heights, strict=True)}
-        axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3, handlelength=0.9, columnspacing=1.1)
-        label_rounds(axes, round_labels(rows))
-
-    return panel("Labels", "pairs that reached the update; truncated and empty count samples, the rest pairs", plot)

@@ -51,6 +51,12 @@ def _turn(row: RoundRow) -> str:
     return "start" if row.round_index == START_ROUND else str(row.round_index)
 
 
+def points(rows: Sequence[RoundRow], metric: str) -> tuple[list[int], list[float]]:
+    """Positions of the rounds that have the metric, and its values."""
+    found = [(index, row.metrics[metric]) for index, row in enumerate(rows) if metric in row.metrics]
+    return [index for index, _ in found], [value for _, value in found]
+
+
 def _plain(metric: str, form: Callable[[float], str]) -> Callable[[RoundRow], str]:
     return lambda row: form(row.metrics[metric]) if metric in row.metrics else MISSING
 

@@ -16,6 +16,7 @@ from tests.loops.running import (
     NO_EVALUATION,
     Zygote,
     committed,
+    copied,
     digests,
     linked,
     planned,
@@ -54,7 +55,7 @@ def test_more_rounds_continue_a_finished_run(optimizer: str, testbed: Path, sail
     assert new["checkpoint"] == new["samples"] == new["scores"] == 2 and not {"data", "prompts", "reward"} & set(new)
     assert stamps(store_of(out)).items() >= written.items(), "an artifact of rounds 0-2 was written again"
     assert linked(out).items() >= links.items()
-    assert [name for name in linked(out) if name.endswith("/checkpoint")].__len__() == 5
+    assert len([name for name in linked(out) if name.endswith("/checkpoint")]) == 5
     assert sail.run("run", config, "num_rounds=5", "--out", at_once, cwd=tmp_path).returncode == 0
     assert digests(store_of(out)) == digests(store_of(at_once)), "3 + 2 rounds are not 5"
     assert (out / "metrics.jsonl").read_bytes() == (at_once / "metrics.jsonl").read_bytes()
@@ -73,8 +74,8 @@ def test_a_carried_optimizer_changes_the_second_round(testbed: Path, sail: Zygot
 def test_another_beta_reuses_all_that_does_not_depend_on_it(
     finished: tuple[Path, Path], sail: Zygote, tmp_path: Path
 ) -> None:
-    config, out = finished
-    other = out.parent / "other-beta"
+    config, folder = finished[0], copied(finished[1].parent, tmp_path / "copy")
+    out, other = folder / "run", folder / "other-beta"
     before, written = committed(store_of(out)), stamps(store_of(out))
     shared = [  # everything up to the first update, and how the starting policy does
         artifact.id for artifact in planned(config, [], out)
@@ -114,7 +115,7 @@ _EXECUTION = {
         "concurrency": 2, "verify_tolerance": 0.1, "args": "{seed: 1}",
     },
     "update": {"max_tokens_per_microbatch": 300, "gradient_checkpointing": "true", "save_steps": 3, "logging_steps": 2},
-    "": {"log_interval_s": 1.5},
+    "": {"cpu_threads": 2, "log_interval_s": 1.5},
 }  # fmt: skip
 _SECTIONS: dict[str, type[Settings]] = {
     "labelers.rm.fit": run_settings.RewardFitSettings,
@@ -186,7 +187,7 @@ def test_a_finished_run_has_nothing_to_do(finished: tuple[Path, Path]) -> None:
     before, attempts = stamps(store_of(out)), sorted((out / "logs").iterdir())
     done = run_afresh("run", config, "--out", out, cwd=out.parent)
     assert done.returncode == 0 and "nothing to do" in done.out
-    assert done.announced == (len(committed(store_of(out))), {})
+    assert done.announced == (len(planned(config, [], out)), {})
     assert stamps(store_of(out)) == before and sorted((out / "logs").iterdir()) == attempts
     assert done.seconds < 60, "imports take 7 s on an idle machine"
 
