@@ -60,7 +60,7 @@ def plan(config: str, overrides: Overrides = None, out: Out = None, smoke: Smoke
 
     _, settings, folder = _load(config, overrides, out, smoke)
     for warning in check_run(settings, ENGINES):
-        console.print(f"[yellow]warning[/] {warning}")
+        console.print(f"[yellow]warning[/] {escape(warning)}", highlight=False)
     print_plan(make_plan(settings, folder), settings, console)
 
 

@@ -12,7 +12,7 @@ from loops.context import Context
 from loops.plan import PlanBuilder, lineage
 from sail.core.run_settings import PhaseSettings, RunSettings
 
-_GIB = 1 << 30
+_UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 _BYTES_PER_WEIGHT = {"adamw": 16, "rmsprop": 12, "sgd": 8}  # fp32 master, gradient, moments
 
 
@@ -28,18 +28,23 @@ def print_plan(plan: PlanBuilder, settings: RunSettings, console: Console) -> No
     update = max(_BYTES_PER_WEIGHT[phase.update.optimizer] for phase in settings.phases) * weights
     checkpoints = sum(stage.artifact.stage == "checkpoint" for stage in plan.new)
     free = shutil.disk_usage(_existing(plan.store.root)).free
-    console.print(
-        f"weights {weights:,}; update memory about {update / _GIB:.2f} GiB plus activations"
-        f"{' (LoRA: less)' if settings.lora else ''}; "
-        f"log-prob and sampling memory about {4 * weights / _GIB:.2f} GiB plus activations",
-        highlight=False,
-    )
-    console.print(
-        f"at most {sum(map(_sampled_tokens, settings.phases)):,} tokens sampled; "
-        f"disk about {checkpoints * 4 * weights / _GIB:.2f} GiB for {checkpoints} new checkpoints "
-        f"(step checkpoints: {update / _GIB:.2f} GiB while a round trains), {free / _GIB:.0f} GiB free",
-        highlight=False,
-    )
+    sampled = sum(map(_sampled_tokens, settings.phases))
+    figures = Table("figure", "size", "of what", show_header=False)
+    figures.add_row("weights", f"{weights:,}", "of the starting policy")
+    figures.add_row("update", size(update), f"plus activations{'; LoRA needs less' if settings.lora else ''}")
+    figures.add_row("scoring, sampling", size(4 * weights), "plus activations, or the server's own")
+    figures.add_row("sampled tokens", f"{sampled:,}", "at most, where per_round is set")
+    figures.add_row("disk", size(4 * weights * checkpoints), f"for {checkpoints} new checkpoints; {size(free)} free")
+    figures.add_row("scratch", size(update), "step checkpoints while a round trains")
+    console.print(figures)
+
+
+def size(count: float) -> str:
+    """Bytes in the unit that fits: 494000 is '482.4 KiB'."""
+    unit = 0
+    while count >= 1024 and unit < len(_UNITS) - 1:
+        count, unit = count / 1024, unit + 1
+    return f"{count:.1f} {_UNITS[unit]}"
 
 
 def count_weights(folder: Path) -> int:

