@@ -9,6 +9,7 @@ from sail.core.settings import nearest
 from sail.objectives import find_loss
 from sail.objectives.route_facts import RouteFacts
 from sail.objectives.rules import check_route
+from sail.update.batches import exact_shares
 
 _IPO = "loss ipo sums log-probs over tokens, as its paper does; the ipo of TRL's DPOTrainer averages: another loss"
 POLICY, NOBODY = "policy", "none"
@@ -22,6 +23,7 @@ def check_run(settings: RunSettings, engines: Iterable[str]) -> list[str]:
         _one_of(phase.round.reference, ["base", "previous", *earlier], f"{phase.name}: round.reference")
         _one_of(phase.generation.engine, list(engines), f"{phase.name}: generation.engine")
         _check_sources(phase, settings)
+        exact_shares({name: route.share for name, route in phase.routes.items()})
         for name, route in phase.routes.items():
             warnings += _check_route(phase, name, route, settings)
     _check_fits(settings)
@@ -44,6 +46,12 @@ def loss_params(loss: LossSettings) -> dict[str, float]:
 def samples_policy(phase: PhaseSettings) -> bool:
     """Some route of this phase trains on samples of the policy."""
     return any(route.responses == POLICY and route.share != 0 for route in phase.routes.values())
+
+
+def sources_of(phase: PhaseSettings) -> list[str]:
+    """The data sources that rows and prompts of this phase come from."""
+    prompts = [phase.prompts.source] if phase.prompts and samples_policy(phase) else []
+    return prompts + [r.responses for r in phase.routes.values() if r.responses != POLICY and r.share != 0]
 
 
 def _check_sources(phase: PhaseSettings, settings: RunSettings) -> None:

@@ -1,44 +1,51 @@
-"""The run's diary on the terminal: one line a stage, progress in between, never a flood."""
+"""The run's diary on the terminal: a line for what was made, a line a round, progress in between, never a flood."""
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from rich.console import Console
 
 from sail.core.store import StageEvent
 
+_IMPORTANT = ("reusing", "resuming", "starting")
+_SHOWN = ("samples", "tokens", "pairs", "labels/pairs", "steps", "responses", "accuracy_holdout", "train", "held_out")
+
 
 @dataclass
 class Diary:
-    """Prints stage events. Reused artifacts are counted, not listed; progress comes at most every interval_s."""
+    """Prints stage events. Reused artifacts are silent; progress comes at most every interval_s."""
 
     console: Console
     interval_s: float
-    reused: int = 0
-    built: int = 0
-    _last_note_s: float = field(default=0.0)
+    _last_line_s: float = field(default_factory=time.monotonic)
 
     def __call__(self, event: StageEvent) -> None:
-        if event.kind == "reused":
-            self.reused += 1
-        elif event.kind == "started":
-            self._last_note_s = 0.0
-            self.console.print(f"[dim]{_clock()}[/] {event.artifact.stage:<12} {event.artifact.key[:8]} ...")
-        elif event.kind == "built":
-            self.built += 1
-            self.console.print(
-                f"[dim]{_clock()}[/] {event.artifact.stage:<12} {event.artifact.key[:8]} done in {event.seconds:.1f} s"
-            )
-        else:
-            self._note(event)
+        if event.kind == "built":
+            counts = _figures(event.artifact.result())
+            self._line(event, f"{event.seconds:6.1f} s  {counts}")
+        elif event.kind == "note" and (
+            event.text.startswith(_IMPORTANT) or time.monotonic() - self._last_line_s >= self.interval_s
+        ):
+            self._line(event, f"      ...  {event.text}")
 
-    def _note(self, event: StageEvent) -> None:
-        now = time.monotonic()
-        important = event.text.startswith(("reusing", "resuming"))
-        if important or now - self._last_note_s >= self.interval_s:
-            self._last_note_s = now
-            self.console.print(f"[dim]{_clock()}[/] {event.artifact.stage:<12} {event.text}", highlight=False)
+    def round_ended(self, label: str, metrics: Mapping[str, float]) -> None:
+        """One line for what a round came to."""
+        parts = [
+            f"{name} {metrics[key]:.3g}"
+            for key, name in (("eval/reward", "reward"), ("eval/win_rate", "win rate"), ("objective/kl", "KL"))
+            if key in metrics
+        ]
+        self.console.print(f"[bold]{label}[/] {', '.join(parts)}".rstrip(), highlight=False)
+
+    def _line(self, event: StageEvent, text: str) -> None:
+        self._last_line_s = time.monotonic()
+        self.console.print(f"{event.artifact.stage:>11}  {event.artifact.key[:8]}  {text}", highlight=False)
 
 
-def _clock() -> str:
-    return time.strftime("%H:%M:%S")
+def _figures(result: Mapping[str, Any]) -> str:
+    shown = [(name, result[name]) for name in _SHOWN if result.get(name) is not None]
+    return ", ".join(
+        f"{value:,} {name}" if isinstance(value, int) else f"{name} {value:.3g}" for name, value in shown[:3]
+    ).replace("labels/", "")

@@ -11,6 +11,7 @@ from sail.core.errors import UserError
 from sail.core.settings import nearest
 
 Document = dict[str, Any]
+_SHORT_LABELS = {"label_mode": "mode", "label_when": "when", "label_temperature": "temperature"}
 
 
 class _Loader(yaml.SafeLoader):
@@ -59,16 +60,32 @@ def parse_document(text: str, where: str) -> Document:
 
 def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> Document:
     """`over` on top of `base`, mapping by mapping. Another loss type drops the parameters of the old one."""
+    base, over = _long_labels(base), _long_labels(over)
     return dict(base) | {key: _merged(key, base.get(key), value) for key, value in over.items()}
 
 
+def _long_labels(document: Mapping[str, Any]) -> Mapping[str, Any]:
+    """`label_mode: soft` beside `labels` is short for `labels: {mode: soft}`: merged in one form, the later one wins."""
+    short = {_SHORT_LABELS[key]: value for key, value in document.items() if key in _SHORT_LABELS}
+    if not short:
+        return document
+    rest = {key: value for key, value in document.items() if key not in _SHORT_LABELS}
+    return rest | {"labels": _labels(document.get("labels", {})) | short}
+
+
+def _labels(value: Any) -> Any:
+    return {"by": value} if isinstance(value, str) else value
+
+
 def _merged(key: str, known: Any, value: Any) -> Any:
+    if key == "labels" and isinstance(known, Mapping):
+        value = _labels(value)
     if not isinstance(value, Mapping):
         return value
     if isinstance(known, list):
         return _merge_by_name(key, known, value)
-    if isinstance(known, str) and key == "labels":
-        known = {"by": known}
+    if key == "labels":
+        known = _labels(known)
     if not isinstance(known, Mapping):
         return dict(value)
     other_loss = key == "loss" and value.get("type", known.get("type")) != known.get("type")

@@ -12,7 +12,7 @@ exists is handed back, what is missing is made.
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
-from loops.checks import POLICY, label_mode, loss_params, route_loss
+from loops.checks import POLICY, label_mode, loss_params, route_loss, sources_of
 from loops.context import Context
 from sail.core.artifacts import Artifact
 from sail.core.run_settings import LossSettings, PhaseSettings, RouteSettings
@@ -46,6 +46,8 @@ class RoundRecord:
 
 def run_phases(context: Context) -> Iterator[RoundRecord]:
     """All phases, each from the last checkpoint of the one before; yields as rounds end."""
+    for name in [source for phase in context.settings.phases for source in sources_of(phase)]:
+        context.data(name)  # a broken row shows before hours of other stages
     policy: Checkpoint = context.model
     ends: dict[str, Checkpoint] = {}
     first_round = 0

@@ -59,6 +59,7 @@ def _turn(settings: RunSettings, folder: RunFolder, log_folder: Path, console: C
     try:
         for record in run_phases(context):
             records.append(record)
+            diary.round_ended(_label(record), _row_metrics(record))
             folder.write_records(records, settings, finished=False)
     finally:
         context.close()
@@ -134,6 +135,10 @@ def _examples(records: Sequence[RoundRecord]) -> list[dict[str, Any]]:
         for index in shown
         for entry in json.loads((evaluated[index].artifacts["evaluation"].path / "examples.json").read_text())
     ]
+
+
+def _label(record: RoundRecord) -> str:
+    return "start" if record.round_index == START else f"round {record.round_index}"
 
 
 def _notes(settings: RunSettings) -> list[str]:

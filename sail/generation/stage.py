@@ -47,6 +47,7 @@ def generate(
         finished = {group.prompt.prompt_id for group in done}
         todo = [prompt for prompt in chosen if prompt.prompt_id not in finished]
         if todo:
+            workspace.say(f"starting on {len(todo)} prompts")
             engine.use(policy)
             writer = _Writer(workspace, policy.key, round_index, load_tokenizer(policy, chat_template))
             first_shard = len(list(workspace.path.glob("groups-*.parquet")))

@@ -55,4 +55,5 @@ def _render(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], *, 
 
 
 def _encode(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[int, ...]:
-    return tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
+    """verbose=False: that a row is longer than the context is for the caller to say, who drops or refuses it."""
+    return tuple(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
