@@ -1,56 +1,98 @@
 """Objectives: pure functions of per-sequence log-probabilities, [B] in, [B] out, unreduced.
 
-To add one: a function in pairwise.py or pointwise.py, a row below, a row in tests/objectives/test_losses.py.
-A function's keyword-only arguments are its parameters: they are its settings under `loss:` with their defaults.
+To add one: a function in pairwise.py, averaged.py, pairwise_variants.py or pointwise.py, a row below, a row in
+tests/objectives/test_losses.py. A function's keyword-only arguments are its parameters: they are its settings under
+`loss:` with their defaults.
 """
 
 from sail.core.errors import UserError
-from sail.objectives.links import dpo_link, ipo_link
+from sail.objectives import links
+from sail.objectives.averaged import dpo_norm, ipo_mean, orpo, simpo
 from sail.objectives.loss_row import LossRow
-from sail.objectives.pairwise import dpo, ipo, slic
+from sail.objectives.pairwise import cdpo, dpo, hinge, ipo, rdpo, slic, sppo_hard
+from sail.objectives.pairwise_variants import apo_down, apo_zero, bco_pair, discopop, dpo_pro, exo, nca
 from sail.objectives.pointwise import sft
 from sail.objectives.responses import Responses
 
 __all__ = ["ALIASES", "LOSSES", "LossRow", "Responses", "find_loss"]
 
+_REFERENCE, _TOKENS, _BOTH = ("reference",), ("num_tokens",), ("reference", "num_tokens")
+
 LOSSES: dict[str, LossRow] = {
-    "dpo": LossRow(
-        dpo,
-        unit="pair",
-        needs=("reference",),
-        source="Rafailov et al. 2023, arXiv 2305.18290, eq. 7",
-        status="exact",
-        link=dpo_link,
+    "dpo": LossRow(dpo, "pair", _REFERENCE, "Rafailov et al. 2023, arXiv 2305.18290, eq. 7", "exact", links.dpo_link),
+    "cdpo": LossRow(
+        cdpo, "pair", _REFERENCE, "Mitchell 2023, a note on DPO with noisy preferences", "exact", links.cdpo_link,
+        elsewhere="dpo with label_smoothing; TRL's sigmoid takes no notice of that setting since v0.29",
     ),
+    "rdpo": LossRow(rdpo, "pair", _REFERENCE, "Chowdhury et al. 2024, arXiv 2403.00409", "exact", links.rdpo_link),
     "ipo": LossRow(
-        ipo,
-        unit="pair",
-        needs=("reference",),
-        source="Azar et al. 2023, arXiv 2310.12036, eq. 17",
-        status="exact",
-        link=ipo_link,
+        ipo, "pair", _REFERENCE, "Azar et al. 2023, arXiv 2310.12036, eq. 17", "exact", links.ipo_link,
+        elsewhere="TRL's DPOTrainer averages over tokens (here: ipo_mean); this one sums, as its paper does",
+    ),
+    "ipo_mean": LossRow(
+        ipo_mean, "pair", _BOTH, "TRL's ipo: arXiv 2310.12036, eq. 17, averaged", "heuristic", links.ipo_mean_link
+    ),
+    "hinge": LossRow(
+        hinge, "pair", _REFERENCE, "RSO, Liu et al. 2023, arXiv 2309.06657, hinge-norm", "heuristic",
+        elsewhere="TRL's hinge, the same formula, is documented there as SLiC; SLiC-HF has no reference (here: slic)",
     ),
     "slic": LossRow(
-        slic,
-        unit="pair",
-        needs=(),
-        source="Zhao et al. 2023, arXiv 2305.10425, first term of the loss",
-        status="heuristic",
+        slic, "pair", (), "Zhao et al. 2023, arXiv 2305.10425, first term of the loss", "heuristic",
+        elsewhere="not TRL's hinge, which has a reference (here: hinge)",
+    ),
+    "simpo": LossRow(
+        simpo, "pair", _TOKENS, "Meng et al. 2024, arXiv 2405.14734", "heuristic", links.simpo_link,
+        elsewhere="gamma is the paper's, in the unit of beta m; the authors' code sets gamma_beta_ratio = gamma / beta",
+    ),
+    "orpo": LossRow(
+        orpo, "pair", _TOKENS, "Hong et al. 2024, arXiv 2403.07691", "heuristic",
+        elsewhere="odds_weight is lambda in the paper and beta in TRL",
+    ),
+    "dpo_norm": LossRow(
+        dpo_norm, "pair", _BOTH, "Lambert et al. 2024 (Tulu 3), arXiv 2411.15124; TRL's sigmoid_norm", "heuristic",
+        links.dpo_norm_link, elsewhere="not simpo, which has a margin and no reference",
+    ),
+    "sppo_hard": LossRow(
+        sppo_hard, "pair", _REFERENCE, "Wu et al. 2024, arXiv 2405.00675, eq. 4.7 with win rates 1 and 0", "heuristic",
+        links.sppo_link,
+    ),
+    "exo": LossRow(
+        exo, "pair", _REFERENCE, "Ji et al. 2024, arXiv 2402.00856, eq. 16", "heuristic",
+        hard_only="they would stand inside its KL, and a mean of two outcomes is another loss",
+    ),
+    "nca": LossRow(nca, "pair", _REFERENCE, "Chen et al. 2024, arXiv 2402.05369; TRL's nca_pair", "heuristic"),
+    "bco_pair": LossRow(
+        bco_pair, "pair", _REFERENCE, "Jung et al. 2024, arXiv 2404.04656, without the reward shift", "heuristic",
+        elsewhere="the paper and older TRL subtract a running mean of the rewards",
+    ),
+    "apo_zero": LossRow(
+        apo_zero, "pair", _REFERENCE, "D'Oosterlinck et al. 2024, arXiv 2408.06266, eq. 7", "heuristic"
+    ),
+    "apo_down": LossRow(
+        apo_down, "pair", _REFERENCE, "D'Oosterlinck et al. 2024, arXiv 2408.06266, eq. 8", "heuristic"
+    ),
+    "discopop": LossRow(discopop, "pair", _REFERENCE, "Lu et al. 2024, arXiv 2406.08414, eq. 5", "heuristic"),
+    "dpo_pro": LossRow(
+        dpo_pro, "pair", _REFERENCE, "Kim et al. 2025, arXiv 2510.23590, at a fixed trust in hard labels",
+        "reconstructed",
+        hard_only="its radius sqrt(nu q (1 - q)) hangs on the label; state the trust in hard labels as epsilon",
     ),
     "sft": LossRow(
-        sft,
-        unit="response",
-        needs=("num_tokens",),
-        source="maximum likelihood, mean over the tokens of a response",
-        status="exact",
+        sft, "response", _TOKENS, "maximum likelihood, mean over the tokens of a response", "exact",
+        hard_only="a single response has no rival that could have won",
     ),
+}  # fmt: skip
+
+ALIASES: dict[str, str] = {
+    "sigmoid": "dpo",
+    "robust": "rdpo",
+    "sigmoid_norm": "dpo_norm",
+    "exo_pair": "exo",
+    "nca_pair": "nca",
 }
 
-ALIASES: dict[str, str] = {"sigmoid": "dpo"}
-
-_TRL_ONLY = {
-    "hinge": "TRL's hinge is max(0, 1 - beta h), with a reference; slic is max(0, delta - log pi_w + log pi_l)",
-}
+_BATCH_SORTED = "TRL's {0} sorts log-ratios over the batch: the loss of a pair would depend on its neighbours"
+_NOT_HERE = {name: _BATCH_SORTED.format(name) for name in ("aot", "aot_unpaired")}
 
 
 def find_loss(name: str, *, where: str = "loss.type") -> LossRow:
@@ -58,7 +100,7 @@ def find_loss(name: str, *, where: str = "loss.type") -> LossRow:
     row = LOSSES.get(ALIASES.get(name, name))
     if row is None:
         known = ", ".join([*LOSSES, *ALIASES])
-        hint = _TRL_ONLY.get(name, "")
+        hint = _NOT_HERE.get(name, "")
         raise UserError(
             f"no loss named {name!r}" + (f" ({hint})" if hint else ""), where=where, cure=f"Use one of {known}"
         )

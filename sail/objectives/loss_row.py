@@ -34,6 +34,15 @@ class LossRow:
     the reward-policy equivalence; heuristic: the published formula, without that claim; reconstructed: from memory."""
     link: Callable[..., Tensor] | None = None
     """(a, b, **the same params) -> log q(a beats b), [B]; None refuses `labels: policy`."""
+    hard_only: str = ""
+    """why a label between 0 and 1 has no meaning here; empty where p l(a, b) + (1 - p) l(b, a) is the loss meant."""
+    elsewhere: str = ""
+    """what else the name stands for in other libraries, for those who come from there."""
+
+    @property
+    def soft_labels(self) -> bool:
+        """Labels may lie between 0 and 1; False refuses `mode: soft`."""
+        return not self.hard_only
 
     @property
     def params(self) -> dict[str, float]:

@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from sail.objectives.responses import Responses
+from sail.objectives.responses import Responses, mean_logps
 
 
 def sft(responses: Responses) -> Tensor:
@@ -12,4 +12,4 @@ def sft(responses: Responses) -> Tensor:
     cut into microbatches (the cross-entropy over all tokens of a batch, TRL's `sft`, weighs long responses more).
     A response without tokens has loss 0.
     """
-    return -responses.logps / responses.num_tokens.clamp_min(1.0)
+    return -mean_logps(responses)

@@ -29,3 +29,13 @@ def log_ratio(responses: Responses) -> Tensor:
 def log_ratio_gap(a: Responses, b: Responses) -> Tensor:
     """h = s_a - s_b, shape [B], nats: the gap of log-ratios WITHOUT beta (the h of METHODS.md, not of SAIL.md)."""
     return log_ratio(a) - log_ratio(b)
+
+
+def mean_logps(responses: Responses) -> Tensor:
+    """log pi(y|x) / |y|, shape [B], nats per token, <= 0; 0 for a response without tokens."""
+    return responses.logps / responses.num_tokens.clamp_min(1.0)
+
+
+def mean_log_ratio_gap(a: Responses, b: Responses) -> Tensor:
+    """s_a / |a| - s_b / |b|, shape [B], nats per token; a response without tokens counts 0."""
+    return log_ratio(a) / a.num_tokens.clamp_min(1.0) - log_ratio(b) / b.num_tokens.clamp_min(1.0)

@@ -31,6 +31,8 @@ def _loss_and_labels_fit(facts: RouteFacts) -> Iterator[Finding]:
             f"labels: policy needs a loss with a preference link, and {facts.loss} has none",
             "Use dpo or ipo, or labels by a reward model or a judge",
         )
+    if facts.mode == "soft" and not row.soft_labels:
+        yield refused(f"{facts.loss} takes no soft labels: {row.hard_only}", "Use mode: hard, or another loss")
     if facts.labels_by == "none" and row.unit == "pair":
         yield refused(f"{facts.loss} is a loss of labelled pairs and the route has labels: none", "Name a labeler")
 

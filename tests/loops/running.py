@@ -134,12 +134,12 @@ def run_afresh(*args: str | Path, cwd: Path, env: Mapping[str, str] | None = Non
     return Done(done.returncode, done.stdout, done.stderr, time.monotonic() - started)
 
 
-def kill_at(pattern: str, nth: int = 1, after: str = "", delay_s: float = 0.0) -> dict[str, Any]:
-    return {"pattern": pattern, "nth": nth, "after": after, "delay_s": delay_s, "signal": signal.SIGKILL}
+def kill_at(pattern: str, nth: int = 1, after: str = "") -> dict[str, Any]:
+    return {"pattern": pattern, "nth": nth, "after": after, "signal": signal.SIGKILL}
 
 
-def stop_at(pattern: str, nth: int = 1) -> dict[str, Any]:
-    return {"pattern": pattern, "nth": nth, "signal": signal.SIGSTOP}
+def stop_at(pattern: str, nth: int = 1, after: str = "") -> dict[str, Any]:
+    return {"pattern": pattern, "nth": nth, "after": after, "signal": signal.SIGSTOP}
 
 
 def small_config(testbed: Path, **changes: Any) -> dict[str, Any]:

@@ -221,6 +221,22 @@ def test_the_second_of_two_processes_on_one_artifact_is_told_so(testbed: Path, s
     assert third.returncode == 0 and third.announced[1] == {}
 
 
+def test_a_process_that_comes_late_to_a_lock_takes_what_the_other_has_made(
+    testbed: Path, sail: Zygote, tmp_path: Path
+) -> None:
+    """It found the artifact missing, and it is there by the time the lock is free."""
+    config = write_config(tmp_path / "c.yaml", small_config(testbed, evaluation=NO_EVALUATION))
+    late = sail.start("run", config, "--out", tmp_path / "a", cwd=tmp_path, at=stop_at(r"/locks/samples-\S*.lock"))
+    late.wait_until_stopped()
+    assert sail.run("run", config, "--out", tmp_path / "b", cwd=tmp_path).returncode == 0
+    before = stamps(store_of(tmp_path / "b"))
+    late.send(signal.SIGCONT)
+    done = late.wait()
+    assert done.returncode == 0, done.err
+    assert stamps(store_of(tmp_path / "b")) == before
+    assert linked(tmp_path / "a") == linked(tmp_path / "b")
+
+
 def test_ctrl_c_exits_with_130_and_the_resumed_run_says_what_it_reuses(
     testbed: Path, sail: Zygote, tmp_path: Path
 ) -> None:

@@ -16,6 +16,7 @@ import pytest
 
 from sail.core.artifacts import Artifact
 from tests.loops.running import (
+    NO_EVALUATION,
     Zygote,
     committed,
     digests,
@@ -129,3 +130,16 @@ def test_a_run_killed_at_random_moments_ends_byte_identical(
     assert endings.count(-signal.SIGKILL) >= 2 and set(endings) <= {-signal.SIGKILL, 0}
     assert sail.run("run", config, "--out", out, cwd=tmp_path).returncode == 0
     assert_same_outcome(out, uninterrupted)
+
+
+def test_an_adapter_killed_between_steps_ends_byte_identical(testbed: Path, sail: Zygote, tmp_path: Path) -> None:
+    """The fresh process has another hash seed, so an order taken from a set would show."""
+    settings = small_config(testbed, evaluation=NO_EVALUATION, lora={"r": 4, "alpha": 8, "dropout": 0.1})
+    config, out, whole = write_config(tmp_path / "c.yaml", settings), tmp_path / "a" / "run", tmp_path / "b" / "run"
+    rounds = [artifact.id for artifact in planned(config, [], out) if artifact.stage == "checkpoint"]
+    for id in rounds:
+        at = kill_at(f"shutil.rmtree .*/{id}.partial/scratch/step-00000002")
+        assert sail.run("run", config, "--out", out, cwd=tmp_path, at=at).returncode == -signal.SIGKILL
+    assert run_afresh("run", config, "--out", out, cwd=tmp_path).returncode == 0
+    assert sail.run("run", config, "--out", whole, cwd=tmp_path).returncode == 0
+    assert_same_outcome(out, whole)

@@ -18,7 +18,6 @@ import os
 import re
 import signal
 import sys
-import threading
 import traceback
 from pathlib import Path
 from typing import Any, NoReturn
@@ -32,11 +31,11 @@ _MODULES = (
 
 
 class SignalAt:
-    """The signal at the nth matching operation, at once or delay_s later."""
+    """The signal at the nth matching operation."""
 
-    def __init__(self, pattern: str, signal: int, nth: int = 1, after: str = "", delay_s: float = 0.0) -> None:
+    def __init__(self, pattern: str, signal: int, nth: int = 1, after: str = "") -> None:
         self.pattern, self.after, self.signal = re.compile(pattern), re.compile(after), signal
-        self.left, self.delay_s, self.armed = nth, delay_s, not after
+        self.left, self.armed = nth, not after
 
     def __call__(self, event: str, args: tuple[Any, ...]) -> None:
         if event not in _WATCHED or self.left == 0:
@@ -47,13 +46,7 @@ class SignalAt:
         elif self.pattern.search(line):
             self.left -= 1
             if self.left == 0:
-                self._send()
-
-    def _send(self) -> None:
-        if self.delay_s:
-            threading.Timer(self.delay_s, os.kill, (os.getpid(), self.signal)).start()
-        else:
-            os.kill(os.getpid(), self.signal)
+                os.kill(os.getpid(), self.signal)
 
 
 class Tracer:

@@ -1,9 +1,4 @@
-"""The contract of an objective, run over the whole registry. A new loss adds its row to BY_HAND.
-
-BY_HAND: two pairs (or responses) with numbers whose loss can be worked out on paper.
-  pair 0: log-ratios s_w = 2, s_l = -1, so h = 3;  log pi_w = -4, log pi_l = -4
-  pair 1: log-ratios s_w = 0, s_l = 0,  so h = 0;  log pi_w = -6, log pi_l = -3
-"""
+"""The contract of an objective, run over the whole registry. A new loss adds its row to BY_HAND in by_hand.py."""
 
 import math
 
@@ -12,23 +7,12 @@ import torch
 
 from sail.core.errors import UserError
 from sail.objectives import ALIASES, LOSSES, Responses, find_loss
+from sail.objectives.averaged import dpo_norm, ipo_mean
+from sail.objectives.pairwise import dpo, ipo
 
-BY_HAND = {
-    # name: (params, values)
-    "dpo": ({"beta": 0.5}, [math.log1p(math.exp(-1.5)), math.log(2.0)]),
-    "ipo": ({"beta": 0.25}, [(3.0 - 2.0) ** 2, 2.0**2]),
-    "slic": ({"delta": 1.0}, [1.0, 1.0 + 6.0 - 3.0]),
-    "sft": ({}, [4.0 / 2.0, 6.0 / 3.0]),
-}
+from .by_hand import BY_HAND, CHOSEN, REJECTED, nls, tensor
+
 NAMES = list(LOSSES)
-
-
-def tensor(*values: float) -> torch.Tensor:
-    return torch.tensor(values, dtype=torch.float64)
-
-
-CHOSEN = Responses(tensor(-4.0, -6.0), tensor(-6.0, -6.0), tensor(2.0, 3.0))
-REJECTED = Responses(tensor(-4.0, -3.0), tensor(-3.0, -3.0), tensor(5.0, 1.0))
 
 
 def sides(name: str, *both: Responses) -> tuple[Responses, ...]:
@@ -57,7 +41,7 @@ def test_every_loss_has_its_row_of_values_by_hand():
 def test_values_by_hand(name):
     params, values = BY_HAND[name]
     got = LOSSES[name].function(*sides(name, CHOSEN, REJECTED), **params)
-    torch.testing.assert_close(got, tensor(*values), rtol=1e-12, atol=0)
+    torch.testing.assert_close(got, tensor(*values), rtol=1e-12, atol=1e-15)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -124,22 +108,45 @@ def test_the_first_baseline_is_the_loss_at_the_reference():
     assert LOSSES["dpo"].baseline_start(beta=0.3) == pytest.approx(math.log(2.0))
     assert LOSSES["ipo"].baseline_start(beta=0.1) == pytest.approx(25.0)
     assert LOSSES["slic"].baseline_start(delta=2.0) == pytest.approx(2.0)
+    assert LOSSES["simpo"].baseline_start(beta=2.0, gamma=1.0) == pytest.approx(nls(-1.0))
+    assert LOSSES["sppo_hard"].baseline_start(beta=0.5) == pytest.approx(2.0)
 
 
 def test_summed_and_averaged_log_probs_are_not_the_same_loss():
-    long = REJECTED._replace(num_tokens=tensor(50.0, 10.0))
-    for name in ("dpo", "ipo", "slic"):
+    """On equal lengths ipo_mean is ipo at another beta; on unequal ones nothing is."""
+    long = REJECTED._replace(num_tokens=tensor(50.0, 10.0, 20.0))
+    averaged = {name for name, row in LOSSES.items() if "num_tokens" in row.needs}
+    assert averaged == {"ipo_mean", "dpo_norm", "simpo", "orpo", "sft"}
+    for name in set(LOSSES) - averaged:
         assert torch.equal(LOSSES[name].function(CHOSEN, long), LOSSES[name].function(CHOSEN, REJECTED))
+    for name in averaged - {"sft"}:
+        assert not torch.equal(LOSSES[name].function(CHOSEN, long), LOSSES[name].function(CHOSEN, REJECTED))
     assert not torch.equal(LOSSES["sft"].function(long), LOSSES["sft"].function(REJECTED))
+    even = [side._replace(num_tokens=tensor(4.0, 4.0, 4.0)) for side in (CHOSEN, REJECTED)]
+    torch.testing.assert_close(dpo_norm(*even, beta=2.0), dpo(*even, beta=0.5))
+    torch.testing.assert_close(16.0 * ipo_mean(*even, beta=0.4), ipo(*even, beta=0.1))
 
 
-def test_a_response_without_tokens_costs_nothing():
-    assert LOSSES["sft"].function(Responses(tensor(0.0), tensor(0.0), tensor(0.0))).tolist() == [0.0]
+@pytest.mark.parametrize("name", [name for name, row in LOSSES.items() if "num_tokens" in row.needs])
+def test_a_response_without_tokens_costs_a_finite_number_and_pulls_nowhere(name):
+    logps = tensor(0.0).requires_grad_()
+    empty = Responses(logps, tensor(0.0), tensor(0.0))
+    other = Responses(tensor(-9.0), tensor(-8.0), tensor(4.0))
+    value = LOSSES[name].function(*sides(name, empty, other))
+    assert torch.isfinite(value).all() and torch.isfinite(torch.autograd.grad(value, logps)[0]).all()
+    assert LOSSES["sft"].function(empty).tolist() == [0.0]
 
 
 def test_a_loss_is_found_by_name_and_alias_and_a_wrong_name_is_explained():
     assert find_loss("sigmoid") is LOSSES["dpo"] and set(ALIASES.values()) <= set(LOSSES)
-    with pytest.raises(UserError, match="Use one of dpo, ipo, slic"):
+    with pytest.raises(UserError, match="Use one of dpo, cdpo"):
         find_loss("dpoo")
-    with pytest.raises(UserError, match="with a reference; slic is"):
-        find_loss("hinge", where="routes.online.loss")
+    with pytest.raises(UserError, match="sorts log-ratios over the batch"):
+        find_loss("aot", where="routes.online.loss")
+
+
+def test_hinge_is_trls_and_not_slic():
+    assert "SLiC-HF has no reference" in LOSSES["hinge"].elsewhere
+    assert not torch.equal(
+        LOSSES["hinge"].function(CHOSEN, REJECTED, beta=1.0), LOSSES["slic"].function(CHOSEN, REJECTED)
+    )

@@ -1,0 +1,93 @@
+"""Losses worked out on paper: formulas with math, never with torch.
+
+BY_HAND: three pairs (or responses) with numbers whose loss can be worked out on paper.
+          log-ratios           h    log pi      tokens   log-ratio per token   log pi per token
+  pair 0: s_w =  2, s_l = -1   3    -4 and -4   2, 5      1,   -1/5 (6/5)      -2, -4/5 (-6/5)
+  pair 1: s_w =  0, s_l =  0   0    -6 and -3   3, 1      0,    0   (0)        -2, -3   ( 1)
+  pair 2: s_w = -2, s_l =  1  -3    -8 and -3   4, 2     -1/2,  1/2 (-1)       -2, -3/2 (-1/2)
+"""
+
+import math
+
+import torch
+
+from sail.objectives import Responses
+
+
+def sigmoid(z: float) -> float:
+    return 1.0 / (1.0 + math.exp(-z))
+
+
+def nls(z: float) -> float:
+    """-log sigmoid(z)"""
+    return math.log(1.0 + math.exp(-z))
+
+
+def log_odds(logp: float) -> float:
+    return math.log(math.exp(logp) / (1.0 - math.exp(logp)))
+
+
+def kl(p: float, q: float) -> float:
+    """KL(Bernoulli(p) || Bernoulli(q))"""
+    return p * math.log(p / q) + (1.0 - p) * math.log((1.0 - p) / (1.0 - q))
+
+
+BY_HAND = {
+    # name: (params, values)
+    "dpo": ({"beta": 0.5}, [nls(1.5), nls(0.0), nls(-1.5)]),
+    "cdpo": (
+        {"beta": 0.5, "epsilon": 0.2},
+        [0.8 * nls(1.5) + 0.2 * nls(-1.5), nls(0.0), 0.8 * nls(-1.5) + 0.2 * nls(1.5)],
+    ),
+    "rdpo": (
+        {"beta": 0.5, "epsilon": 0.25},
+        [1.5 * nls(1.5) - 0.5 * nls(-1.5), nls(0.0), 1.5 * nls(-1.5) - 0.5 * nls(1.5)],
+    ),
+    "ipo": ({"beta": 0.25}, [(3.0 - 2.0) ** 2, 2.0**2, 5.0**2]),
+    "ipo_mean": ({"beta": 0.25}, [(1.2 - 2.0) ** 2, 2.0**2, 3.0**2]),
+    "slic": ({"delta": 1.0}, [1.0, 1.0 + 6.0 - 3.0, 1.0 + 8.0 - 3.0]),
+    "hinge": ({"beta": 0.25}, [0.25, 1.0, 1.75]),
+    "simpo": ({"beta": 2.0, "gamma": 0.5}, [nls(-2.9), nls(1.5), nls(-1.5)]),
+    "orpo": (
+        {"odds_weight": 0.25},
+        [2.0 + 0.25 * nls(log_odds(-2.0) - log_odds(m)) for m in (-0.8, -3.0, -1.5)],
+    ),
+    "dpo_norm": ({"beta": 0.5}, [nls(0.6), nls(0.0), nls(-0.5)]),
+    "sppo_hard": ({"beta": 0.25}, [0.0 + 1.0, 4.0 + 4.0, 16.0 + 9.0]),
+    "exo": (
+        {"beta": 0.5, "epsilon": 0.2},
+        [kl(sigmoid(1.5), 0.8), 0.5 * math.log(0.5 / 0.8) + 0.5 * math.log(0.5 / 0.2), kl(sigmoid(-1.5), 0.8)],
+    ),
+    "nca": (
+        {"beta": 0.5},
+        [
+            nls(1.0) + 0.5 * nls(-1.0) + 0.5 * nls(0.5),
+            2.0 * nls(0.0),
+            nls(-1.0) + 0.5 * nls(1.0) + 0.5 * nls(-0.5),
+        ],
+    ),
+    "bco_pair": ({"beta": 0.5}, [nls(1.0) + nls(0.5), 2.0 * nls(0.0), nls(-1.0) + nls(-0.5)]),
+    "apo_zero": ({"beta": 0.5}, [1.0 - sigmoid(1.0) + sigmoid(-0.5), 1.0, 1.0 - sigmoid(-1.0) + sigmoid(0.5)]),
+    "apo_down": ({"beta": 0.5}, [sigmoid(1.0) + 1.0 - sigmoid(1.5), 1.0, sigmoid(-1.0) + 1.0 - sigmoid(-1.5)]),
+    "discopop": (
+        {"beta": 0.5, "tau": 0.5},
+        [
+            (1.0 - sigmoid(3.0)) * nls(1.5) + sigmoid(3.0) * math.exp(-1.5),
+            0.5 * nls(0.0) + 0.5,
+            (1.0 - sigmoid(-3.0)) * nls(-1.5) + sigmoid(-3.0) * math.exp(1.5),
+        ],
+    ),
+    "dpo_pro": (  # q = .8, radius sqrt(.25 * .16) = .2: the worst p is .6 where z > 0 and 1 where z < 0
+        {"beta": 0.5, "epsilon": 0.2, "nu": 0.25},
+        [0.6 * nls(1.5) + 0.4 * nls(-1.5), nls(0.0), nls(-1.5)],
+    ),
+    "sft": ({}, [4.0 / 2.0, 6.0 / 3.0, 8.0 / 4.0]),
+}
+
+
+def tensor(*values: float) -> torch.Tensor:
+    return torch.tensor(values, dtype=torch.float64)
+
+
+CHOSEN = Responses(tensor(-4.0, -6.0, -8.0), tensor(-6.0, -6.0, -6.0), tensor(2.0, 3.0, 4.0))
+REJECTED = Responses(tensor(-4.0, -3.0, -3.0), tensor(-3.0, -3.0, -4.0), tensor(5.0, 1.0, 2.0))
