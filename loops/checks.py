@@ -11,13 +11,12 @@ from sail.objectives.route_facts import RouteFacts
 from sail.objectives.rules import check_route
 from sail.update.batches import exact_shares
 
-_IPO = "loss ipo sums log-probs over tokens, as its paper does; the ipo of TRL's DPOTrainer averages: another loss"
 POLICY, NOBODY = "policy", "none"
 
 
 def check_run(settings: RunSettings, engines: Iterable[str]) -> list[str]:
     """Raise UserError for the first thing that cannot work; return what the user should know, a line each."""
-    warnings = [_IPO] if any(_uses(phase, "ipo") for phase in settings.phases) else []
+    warnings = _other_meanings(settings)
     for index, phase in enumerate(settings.phases):
         earlier = [before.name for before in settings.phases[:index]]
         _one_of(phase.round.reference, ["base", "previous", *earlier], f"{phase.name}: round.reference")
@@ -30,8 +29,11 @@ def check_run(settings: RunSettings, engines: Iterable[str]) -> list[str]:
     return warnings
 
 
-def _uses(phase: PhaseSettings, loss: str) -> bool:
-    return any(route_loss(phase, route).type == loss for route in phase.routes.values())
+def _other_meanings(settings: RunSettings) -> list[str]:
+    """What the losses of this run mean in other libraries, where that differs."""
+    used = {route_loss(phase, route).type for phase in settings.phases for route in phase.routes.values()}
+    meanings = {name: find_loss(name).elsewhere for name in sorted(used)}
+    return [f"loss {name}: {meaning}" for name, meaning in meanings.items() if meaning]
 
 
 def route_loss(phase: PhaseSettings, route: RouteSettings) -> LossSettings:
@@ -102,6 +104,7 @@ def _check_loss(loss: LossSettings, where: str) -> None:
             known = list(row.params)
             cure = nearest(name, known) if known else "It takes none"
             raise UserError(f"loss {loss.type!r} has no parameter {name!r}", where=where, cure=cure)
+    row.baseline_start(**loss_params(loss))  # refuses values out of range before anything is computed
 
 
 def _facts(phase: PhaseSettings, route: RouteSettings, loss: LossSettings, settings: RunSettings) -> RouteFacts:

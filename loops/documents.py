@@ -65,7 +65,7 @@ def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> Document:
 
 
 def _long_labels(document: Mapping[str, Any]) -> Mapping[str, Any]:
-    """`label_mode: soft` beside `labels` is short for `labels: {mode: soft}`: merged in one form, the later one wins."""
+    """`label_mode: soft` beside labels is short for `labels: {mode: soft}`: merged in one form, the later one wins."""
     short = {_SHORT_LABELS[key]: value for key, value in document.items() if key in _SHORT_LABELS}
     if not short:
         return document

@@ -99,6 +99,4 @@ def _word_tokenizer() -> PreTrainedTokenizerFast:
     words = ["<pad>", "<unk>", "<eos>", *(f"w{index}" for index in range(3, VOCAB_SIZE))]
     tokenizer = Tokenizer(WordLevel({word: index for index, word in enumerate(words)}, unk_token="<unk>"))
     tokenizer.pre_tokenizer = WhitespaceSplit()
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, eos_token="<eos>", pad_token="<pad>", unk_token="<unk>"
-    )
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<eos>", pad_token="<pad>", unk_token="<unk>")

@@ -50,8 +50,8 @@ def orpo(chosen: Responses, rejected: Responses, *, odds_weight: float = 0.1) ->
     """-m(chosen) - odds_weight log sigmoid(o(chosen) - o(rejected)), shape [B], nats, > 0.
 
     Hong et al. 2024, arXiv 2403.07691. o = m - log(1 - exp(m)), the log-odds of a token's geometric mean probability.
-    No reference: the first term is supervised fine-tuning on the winner. odds_weight >= 0 is the paper's lambda (0.1 to 0.25) and TRL's `beta`.
-    Averages above -1e-6 nats count as -1e-6 in the odds, which have a pole at 0.
+    No reference: the first term is supervised fine-tuning on the winner. odds_weight >= 0 is the paper's lambda
+    (0.1 to 0.25) and TRL's `beta`. In the odds, averages above -1e-6 nats count as -1e-6: there is a pole at 0.
     """
     not_negative(odds_weight=odds_weight)
     gap = _log_odds(chosen) - _log_odds(rejected)

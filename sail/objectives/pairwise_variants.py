@@ -53,7 +53,8 @@ def bco_pair(chosen: Responses, rejected: Responses, *, beta: float = 0.1) -> Te
 def apo_zero(chosen: Responses, rejected: Responses, *, beta: float = 0.1) -> Tensor:
     """1 - sigmoid(beta s_w) + sigmoid(beta s_l), shape [B], in (0, 2).
 
-    D'Oosterlinck et al. 2024, arXiv 2408.06266, eq. 7. Winner up, loser down: for winners better than what the policy writes.
+    D'Oosterlinck et al. 2024, arXiv 2408.06266, eq. 7. Winner up, loser down:
+    for winners better than what the policy writes.
     """
     positive(beta=beta)
     return torch.sigmoid(-beta * log_ratio(chosen)) + torch.sigmoid(beta * log_ratio(rejected))
@@ -62,7 +63,8 @@ def apo_zero(chosen: Responses, rejected: Responses, *, beta: float = 0.1) -> Te
 def apo_down(chosen: Responses, rejected: Responses, *, beta: float = 0.1) -> Tensor:
     """sigmoid(beta s_w) + 1 - sigmoid(z), shape [B], in (0, 2).
 
-    D'Oosterlinck et al. 2024, arXiv 2408.06266, eq. 8. Both down, the loser more: for winners worse than what the policy writes.
+    D'Oosterlinck et al. 2024, arXiv 2408.06266, eq. 8. Both down, the loser more:
+    for winners worse than what the policy writes.
     """
     positive(beta=beta)
     return torch.sigmoid(beta * log_ratio(chosen)) + torch.sigmoid(-beta * log_ratio_gap(chosen, rejected))
@@ -86,9 +88,9 @@ def dpo_pro(
 ) -> Tensor:
     """max over p of -p log sigmoid(z) - (1 - p) log sigmoid(-z), shape [B], nats, > 0.
 
-    DPO with preference robustness (Kim et al. 2025, arXiv 2510.23590), for hard labels of a stated trust. p ranges over the
-    chi-squared ball |p - q| <= sqrt(nu q (1 - q)) cut to [0, 1], round the trust q = 1 - epsilon, 0 <= epsilon < 1/2;
-    nu >= 0. The worst p is q - radius where z > 0 and q + radius where z < 0, so the loss is cdpo's plus
+    DPO with preference robustness (Kim et al. 2025, arXiv 2510.23590), for hard labels of a stated trust
+    q = 1 - epsilon, 0 <= epsilon < 1/2: p ranges over the chi-squared ball |p - q| <= sqrt(nu q (1 - q)), nu >= 0, cut
+    to [0, 1]. The worst p is q - radius where z > 0 and q + radius where z < 0, so the loss is cdpo's plus
     (cut radius) |z|. nu = 0 is cdpo and epsilon = 0 is dpo: a label that is certain has no ball.
     The radius hangs on q, so a soft label is no mixture of the two outcomes and is refused: state it as epsilon.
     """

@@ -112,6 +112,9 @@ def is_adapter(checkpoint: Checkpoint) -> bool:
 
 def save_policy(model: PolicyModel, tokenizer: PreTrainedTokenizerBase, artifact_folder: Path) -> None:
     """Write the folder that from_pretrained, vLLM and the next round load."""
+    for config in getattr(model, "peft_config", {}).values():
+        if isinstance(config.target_modules, set):  # its order hangs on the hash seed, and would reach the file
+            config.target_modules = sorted(config.target_modules)
     folder = artifact_folder / _MODEL_FOLDER
     with quiet_loading():
         model.save_pretrained(str(folder))

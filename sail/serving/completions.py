@@ -77,9 +77,7 @@ def request_body(request: CompletionRequest, model: str) -> dict[str, Any]:
     return body | ({"cache_salt": request.cache_salt} if request.cache_salt else {})
 
 
-def read_completions(
-    reply: dict[str, Any], request: CompletionRequest, eos_ids: frozenset[int]
-) -> list[Completion]:
+def read_completions(reply: dict[str, Any], request: CompletionRequest, eos_ids: frozenset[int]) -> list[Completion]:
     """The n samples in order, or ServerError if the reply is not what was asked."""
     choices = sorted(reply["choices"], key=lambda choice: choice["index"])
     if [choice["index"] for choice in choices] != list(range(request.n)):

@@ -68,9 +68,7 @@ def server_environment(settings: VllmSettings, device: Device) -> dict[str, str]
     environment = dict(os.environ)
     environment |= {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "VLLM_SERVER_DEV_MODE": "1"}
     package_root = str(Path(__file__).resolve().parents[2])
-    environment["PYTHONPATH"] = os.pathsep.join(
-        filter(None, [package_root, environment.get("PYTHONPATH", "")])
-    )
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, [package_root, environment.get("PYTHONPATH", "")]))
     if device == "cpu":
         environment["VLLM_TARGET_DEVICE"] = "cpu"
         environment.pop("VLLM_BATCH_INVARIANT", None)  # the first request would kill a CPU server
@@ -90,9 +88,7 @@ def _own_args(args: Mapping[str, Any]) -> dict[str, Any]:
     named = {key.replace("_", "-").removeprefix("--"): value for key, value in args.items()}
     taken = sorted(_OURS & set(named))
     if taken:
-        raise UserError(
-            f"{', '.join(taken)} cannot be passed through", where="vllm.args", cure="sail sets it itself"
-        )
+        raise UserError(f"{', '.join(taken)} cannot be passed through", where="vllm.args", cure="sail sets it itself")
     return named
 
 

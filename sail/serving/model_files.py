@@ -27,9 +27,7 @@ def context_length(model_dir: Path) -> int:
     for key in ("max_position_embeddings", "n_positions", "max_seq_len"):
         if config.get(key):
             return int(config[key])
-    raise ModelDirError(
-        "config.json names no context length", where=str(model_dir), cure="Set vllm.max_model_len"
-    )
+    raise ModelDirError("config.json names no context length", where=str(model_dir), cure="Set vllm.max_model_len")
 
 
 def eos_token_ids(model_dir: Path) -> frozenset[int]:
@@ -59,9 +57,7 @@ def tensor_layout(model_dir: Path) -> Layout:
     index = model_dir / "model.safetensors.index.json"
     missing = sorted(set(_read_json(index)["weight_map"]) - set(layout)) if index.exists() else []
     if missing:
-        raise ModelDirError(
-            f"{len(missing)} tensors of the index are missing, first {missing[0]}", where=str(index)
-        )
+        raise ModelDirError(f"{len(missing)} tensors of the index are missing, first {missing[0]}", where=str(index))
     return layout
 
 
@@ -87,16 +83,12 @@ def _file_layout(file: Path) -> Layout:
 
 
 def _broken(file: Path, problem: str) -> ModelDirError:
-    return ModelDirError(
-        problem, where=str(file), cure="The file is damaged or still being written: save it again"
-    )
+    return ModelDirError(problem, where=str(file), cure="The file is damaged or still being written: save it again")
 
 
 def _read_json(path: Path) -> dict[str, Any]:
     if not path.is_file():
-        raise ModelDirError(
-            "no such file", where=str(path), cure="Expected a folder written by save_pretrained"
-        )
+        raise ModelDirError("no such file", where=str(path), cure="Expected a folder written by save_pretrained")
     try:
         content: dict[str, Any] = json.loads(path.read_text())
     except ValueError as error:

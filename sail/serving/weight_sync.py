@@ -14,9 +14,7 @@ from sail.serving.model_files import tensor_layout
 from sail.serving.probes import Probe
 from sail.serving.server import VllmServer
 
-Score = Callable[
-    [Sequence[int], Sequence[int]], Sequence[float]
-]  # (prompt ids, response ids) -> log-probs, nats
+Score = Callable[[Sequence[int], Sequence[int]], Sequence[float]]  # (prompt ids, response ids) -> log-probs, nats
 
 _PROBE_SALT = "sail-probe"  # never the version: a stale prefix cache must be found, not stepped round
 _TOLERANCES = {"float32": 1e-3}  # engine and trainer differ by 2e-5 in float32
@@ -44,9 +42,7 @@ def sync_weights(server: VllmServer | None, client: ServerClient, model_dir: Pat
     layout = tensor_layout(model_dir)
     if server is not None and layout != server.layout:
         name, shape = min(set(layout.items()) ^ set(server.layout.items()))
-        raise WeightSyncError(
-            f"{model_dir} has other tensors than the served model, first {name} {list(shape)}"
-        )
+        raise WeightSyncError(f"{model_dir} has other tensors than the served model, first {name} {list(shape)}")
     try:
         results = client.collective_rpc("sail_reload", weights_path=str(model_dir.resolve()), version=version)
         client.reset_prefix_cache()

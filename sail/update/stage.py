@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 
 from sail.core.artifacts import Artifact, Keyed, Leaf
 from sail.core.errors import UserError
@@ -88,6 +89,7 @@ def _recipe(inputs: UpdateInputs) -> Recipe:
 def _train(workspace: Workspace, inputs: UpdateInputs, items: Mapping[str, Sequence[Item]]) -> Position:
     settings, routes = inputs.settings, [route for route in inputs.routes if route.name in items]
     _some_rows(items)
+    AcceleratorState._reset_state()  # one process trains many rounds, and phases may differ in precision
     accelerator = Accelerator(mixed_precision="bf16" if settings.bf16 else "no")
     model = _trainable_policy(inputs)
     if settings.gradient_checkpointing:

@@ -49,7 +49,8 @@ REFUSED: dict[str, Mistake] = {
         {"prompts": {"from": "promts"}}, "prompts.from", "unknown name 'promts'", "Did you mean 'prompts'"
     ),
     "unknown labeler": Mistake(
-        {"routes": {"online": {"labels": "rn"}}}, f"{_ONLINE}.labels", "unknown name 'rn'", "Known: gold, heldout, none, policy, prefs, prompts, rm"
+        {"routes": {"online": {"labels": "rn"}}}, f"{_ONLINE}.labels", "unknown name 'rn'",
+        "Known: gold, heldout, none, policy, prefs, prompts, rm",
     ),
     "labeler that does not exist": Mistake(
         {"labelers": {"gold": {"path": "sail.testbed.gold:humpp"}}}, "labelers.gold.path", "'humpp'", "correct the name"
@@ -145,7 +146,8 @@ def test_broken_yaml_is_named_with_its_line(sail: Zygote, tmp_path: Path) -> Non
 
 def test_an_override_without_a_value_is_named(testbed: Path, sail: Zygote, tmp_path: Path) -> None:
     config = write_config(tmp_path / "c.yaml", small_config(testbed))
-    assert_one_clear_line(sail.run("run", config, "seed", cwd=tmp_path), "overrides", "'seed'", "routes.online.share=0.5")
+    done = sail.run("run", config, "seed", cwd=tmp_path)
+    assert_one_clear_line(done, "overrides", "'seed'", "routes.online.share=0.5")
 
 
 def test_a_fresh_process_says_the_same(testbed: Path, tmp_path: Path) -> None:

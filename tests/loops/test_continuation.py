@@ -172,7 +172,7 @@ def test_settings_with_a_meaning_change_the_last_checkpoint(assignment: str, fin
 def test_how_work_is_cut_changes_no_weight(
     assignment: str, finished: tuple[Path, Path], sail: Zygote, tmp_path: Path
 ) -> None:
-    config, out = finished
+    config, _ = finished
     overrides = ["evaluation.num_prompts=0", "evaluation.scorers=[]"]
     runs = [tmp_path / "as-configured" / "run", tmp_path / "otherwise" / "run"]
     for run, more in zip(runs, ([], [assignment]), strict=True):

@@ -81,7 +81,7 @@ def test_the_last_assistant_turns_are_the_responses(tmp_path: Path) -> None:
     ["One.\n\nHuman: And then?\n\nAssistant: Two.", "One.\n\nAssistant: Two.", "One.\n\nHuman: And then?", ""],
 )
 def test_marks_inside_a_response_are_its_text(tmp_path: Path, runaway: str) -> None:
-    """As in 17 rows of the public test files, two of which end in the human's voice."""
+    """As in 19 rows of the public test files, two of which end in the human's voice."""
     start = "\n\nHuman: Count!\n\nAssistant:"
     row = parse_hh(tmp_path, f"{start} No.", f"{start} {runaway}")
     assert row == SourceRow((Message(role="user", content="Count!"),), ("No.", runaway), (None, None), is_pair=True)
@@ -230,14 +230,15 @@ def qwen(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     config = Qwen2Config(
         vocab_size=len(tokenizer) + 24, hidden_size=64, intermediate_size=128, num_hidden_layers=2,
         num_attention_heads=2, num_key_value_heads=1, max_position_embeddings=2048, tie_word_embeddings=True,
-        bos_token_id=0, eos_token_id=2, pad_token_id=0, num_labels=1,
+        bos_token_id=0, eos_token_id=2, pad_token_id=0,
     )  # fmt: skip
+    config.num_labels = 1
     root = tmp_path_factory.mktemp("qwen")
     torch.manual_seed(0)
     policy, reward = Qwen2ForCausalLM(config), Qwen2ForSequenceClassification(config)
     policy.generation_config.eos_token_id = [2, 0]
     for name, model in (("policy", policy), ("reward", reward)):
-        model.to(torch.bfloat16).save_pretrained(root / name)
+        model.bfloat16().save_pretrained(root / name)
         tokenizer.save_pretrained(root / name)
     return {"policy": root / "policy", "reward": root / "reward"}
 

@@ -1,7 +1,8 @@
 """`kill -9` in every stage of every round: the same command goes on, and what it leaves is byte-identical.
 
-One chain of attempts covers all kill points: each attempt is killed at the next point, the last one ends. Every stage is
-hit at least twice, in the middle of its work and when all is written but the rename that commits it.
+One chain of attempts covers all kill points: each attempt is killed at the next point, the last one ends. Every
+artifact is hit three times or more: in the middle of its work, before its manifest, and when all is written but the
+rename that commits it.
 """
 
 import random

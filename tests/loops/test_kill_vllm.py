@@ -1,4 +1,4 @@
-"""`kill -9` of a driver that has a real vLLM server: the server dies with it, and the same command ends byte-identical."""
+"""`kill -9` of a driver with a real vLLM server: the server dies with it, and the same command ends byte-identical."""
 
 import signal
 import time

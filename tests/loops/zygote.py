@@ -70,9 +70,10 @@ def run_child(request: dict[str, Any]) -> NoReturn:
     signal.signal(signal.SIGINT, signal.default_int_handler)
     os.chdir(request["cwd"])
     write = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
-    for number, (path, mode) in enumerate([(os.devnull, os.O_RDONLY), (request["out"], write), (request["err"], write)]):
+    streams = [(os.devnull, os.O_RDONLY), (request["out"], write), (request["err"], write)]
+    for number, (path, mode) in enumerate(streams):
         os.dup2(os.open(path, mode), number)
-    sys.stdin, sys.stdout, sys.stderr = (open(number, mode) for number, mode in enumerate("rww"))
+    sys.stdin, sys.stdout, sys.stderr = (os.fdopen(number, mode) for number, mode in enumerate("rww"))
     sys.argv = ["sail", *request["args"]]
     if "at" in request:
         sys.addaudithook(SignalAt(**request["at"]))

@@ -18,27 +18,50 @@ def log_softmax(theta: np.ndarray) -> np.ndarray:
     return theta - np.log(np.exp(theta).sum(axis=-1, keepdims=True))
 
 
+def gaps(world: World, theta: np.ndarray, averaged: bool = False) -> np.ndarray:
+    """[P, R, R]: log-ratio of a minus that of b, summed; averaged: log pi per token instead, without a reference."""
+    values = log_softmax(theta) / world.num_tokens if averaged else log_softmax(theta) - log_softmax(world.ref_theta)
+    return values[:, :, None] - values[:, None, :]
+
+
+def softplus(z: np.ndarray) -> np.ndarray:
+    return np.log(1.0 + np.exp(z))
+
+
 def exact_losses(world: World, loss: str, theta: np.ndarray, params: dict[str, float]) -> np.ndarray:
     """[P, R, R]: the loss if a wins; its transpose is the loss if b wins."""
-    logps = log_softmax(theta)
-    ratios = logps - log_softmax(world.ref_theta)
-    gap = ratios[:, :, None] - ratios[:, None, :]
-    if loss == "dpo":
-        return np.log(1.0 + np.exp(-params["beta"] * gap))
+    logps, beta, epsilon = log_softmax(theta), params.get("beta", 0.1), params.get("epsilon", 0.0)
+    z = beta * gaps(world, theta)
+    if loss in ("dpo", "cdpo"):
+        return softplus(-z) + epsilon * z
+    if loss == "rdpo":
+        return softplus(-z) - epsilon / (1.0 - 2.0 * epsilon) * z
     if loss == "ipo":
-        return (gap - 0.5 / params["beta"]) ** 2
+        return (gaps(world, theta) - 0.5 / beta) ** 2
+    if loss == "sppo_hard":
+        ratios = logps - log_softmax(world.ref_theta)
+        return (ratios[:, :, None] - 0.5 / beta) ** 2 + (ratios[:, None, :] + 0.5 / beta) ** 2
+    if loss == "simpo":
+        return softplus(params["gamma"] - beta * gaps(world, theta, averaged=True))
     short = params["delta"] - logps[:, :, None] + logps[:, None, :]
     return np.where(short.real > 0, short, 0.0)
 
 
 def exact_preference(world: World, loss: str, theta: np.ndarray, params: dict[str, float]) -> np.ndarray:
     """[P, R, R]: q(a beats b); slic, which has no link, borrows dpo's at its default beta."""
-    ratios = log_softmax(theta) - log_softmax(world.ref_theta)
-    gap = ratios[:, :, None] - ratios[:, None, :]
-    if loss == "ipo":
-        linear = 0.5 + params["beta"] * gap
+    beta, epsilon = params.get("beta", 0.1), params.get("epsilon", 0.0)
+    sigmoid = 1.0 / (1.0 + np.exp(-beta * gaps(world, theta)))
+    if loss == "simpo":
+        u = beta * gaps(world, theta, averaged=True)
+        won, lost = 1.0 + np.exp(u - params["gamma"]), 1.0 + np.exp(-u - params["gamma"])
+        return won / (won + lost)
+    if loss == "rdpo":
+        return (1.0 - epsilon) * sigmoid + epsilon * (1.0 - sigmoid)
+    if loss in ("cdpo", "ipo", "sppo_hard"):
+        half = {"ipo": 1.0, "sppo_hard": 0.5}.get(loss, 0.0) * beta * gaps(world, theta) + 0.5
+        linear = (sigmoid - epsilon) / (1.0 - 2.0 * epsilon) if loss == "cdpo" else half
         return np.where(linear.real <= 0, 0.0, np.where(linear.real >= 1, 1.0, linear))
-    return 1.0 / (1.0 + np.exp(-params.get("beta", 0.1) * gap))
+    return sigmoid
 
 
 def exact_objective(

@@ -25,6 +25,7 @@ class World:
     ref_theta: np.ndarray  # [P, R]
     behavior_theta: np.ndarray  # [P, R] a policy of a few steps ago
     rewards: np.ndarray  # [P, R]
+    num_tokens: np.ndarray  # [P, R] lengths of the responses
     dataset: np.ndarray  # [P, R, R] pairs of the dataset, sums to 1 over R, R
 
     @property
@@ -45,6 +46,7 @@ def make_world(num_prompts: int = 2, num_responses: int = 4, seed: int = 5) -> W
         ref_theta=theta + rng.normal(size=shape),
         behavior_theta=theta + 0.3 * rng.normal(size=shape),
         rewards=rng.normal(size=shape),
+        num_tokens=np.tile(np.arange(1.0, num_responses + 1.0), (num_prompts, 1)),
         dataset=pairs / pairs.sum(axis=(1, 2), keepdims=True),
     )
 
@@ -80,7 +82,8 @@ def all_pairs(world: World, loss: str, params: dict[str, float]) -> Pairs:
     x, y1, y2 = (
         t.flatten() for t in torch.meshgrid(*map(torch.arange, (num_prompts, *2 * [num_responses])), indexing="ij")
     )
-    a, b = (Responses(logps[x, y], ref[x, y], torch.ones_like(ref[x, y])) for y in (y1, y2))
+    lengths = torch.tensor(world.num_tokens)
+    a, b = (Responses(logps[x, y], ref[x, y], lengths[x, y]) for y in (y1, y2))
     row = LOSSES[loss]
     link = row.link or dpo_link
     link_params = params if row.link else {}

@@ -20,7 +20,10 @@ from .exact_sums import complex_step, exact_gradient, exact_objective, exact_pre
 from .tabular import Estimator, all_pairs, expected_gradient, make_world
 
 WORLD = make_world()
-PARAMS = {"dpo": {"beta": 0.7}, "ipo": {"beta": 0.35}, "slic": {"delta": 1.0}}
+PARAMS = {
+    "dpo": {"beta": 0.7}, "ipo": {"beta": 0.35}, "slic": {"delta": 1.0}, "cdpo": {"beta": 0.7, "epsilon": 0.2},
+    "rdpo": {"beta": 0.7, "epsilon": 0.2}, "simpo": {"beta": 2.0, "gamma": 0.6}, "sppo_hard": {"beta": 0.5},
+}  # fmt: skip
 LABELS = ["others-hard", "others-sampled", "others-soft", "fresh-soft", "fresh-sampled", "fresh-hard"]
 
 
@@ -45,8 +48,9 @@ def test_the_expected_estimator_is_the_exact_gradient(loss, label, sail_coef, fr
 
 
 def test_the_worlds_reach_both_sides_of_every_kink():
-    preference = exact_preference(WORLD, "ipo", WORLD.theta, PARAMS["ipo"])
-    assert (preference == 0).any() and ((preference > 0) & (preference < 1) & (preference != 0.5)).any()
+    for loss in ("ipo", "cdpo", "sppo_hard"):
+        preference = exact_preference(WORLD, loss, WORLD.theta, PARAMS[loss])
+        assert (preference == 0).any() and ((preference > 0) & (preference < 1) & (preference != 0.5)).any()
     slic = all_pairs(WORLD, "slic", PARAMS["slic"]).losses.a
     assert (slic == 0).any() and (slic > 1).any()
 

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 
+from sail.objectives import LOSSES
 from sail.objectives.route_facts import RouteFacts
 from sail.objectives.rules import RULES, check_route
 
@@ -28,6 +29,10 @@ SFT = RouteFacts("sft", responses_from_policy=False, labels_by="none")
         replace(OFFLINE, loss="slic"),
         replace(PR, mode="sampled"),
         replace(PP, mode="sampled", loss="ipo"),
+        replace(PR, mode="hard", loss="exo_pair"),
+        replace(PR, mode="sampled", loss="dpo_pro"),
+        *(replace(PR, loss=name) for name in LOSSES if LOSSES[name].soft_labels),
+        *(replace(PP, loss=name) for name in LOSSES if LOSSES[name].link),
         replace(PR, num_generations=4, keep="random"),
         replace(PR, temperature=0.9),
         replace(PR, stale=True),
@@ -46,6 +51,10 @@ def test_a_sound_route_has_no_findings(route):
         (replace(PP, loss="slic"), "preference link"),
         (replace(PP, loss="slic", when="frozen", sail_coef=0.0), "preference link"),
         (replace(SFT, loss="dpo"), "labels: none"),
+        (replace(PP, loss="hinge"), "preference link"),
+        (replace(PR, loss="exo"), "exo takes no soft labels: they would stand inside its KL"),
+        (replace(PR, loss="dpo_pro"), "takes no soft labels: its radius"),
+        (replace(SFT, mode="soft"), "takes no soft labels: a single response"),
         (replace(PR, sail_coef=-0.1), "sail_coef is -0.1"),
         (replace(PR, sail_coef=float("nan")), "sail_coef is nan"),
         (replace(PR, sail_coef=float("inf")), "sail_coef is inf"),

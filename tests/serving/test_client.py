@@ -25,9 +25,7 @@ def client(policy_server, policy) -> ServerClient:
 
 
 def request(**changes) -> CompletionRequest:
-    return dataclasses.replace(
-        CompletionRequest(PROMPT, n=4, seed=123, max_tokens=24, cache_salt="v"), **changes
-    )
+    return dataclasses.replace(CompletionRequest(PROMPT, n=4, seed=123, max_tokens=24, cache_salt="v"), **changes)
 
 
 def test_log_probs_agree_with_a_transformers_forward(client, policy):

@@ -75,7 +75,5 @@ def test_without_vllm_the_message_says_what_to_install():
         "try: installed_vllm()\n"
         "except ValueError as error: print(error)"
     )
-    told = subprocess.run(
-        [sys.executable, "-S", "-c", code], capture_output=True, text=True, check=True
-    ).stdout
+    told = subprocess.run([sys.executable, "-S", "-c", code], capture_output=True, text=True, check=True).stdout
     assert "pip install 'sail-align[vllm]'" in told and "generation.engine=transformers" in told

@@ -64,9 +64,7 @@ def test_a_tied_model_samples_as_the_trainer_does(policy_server, tiny_policies):
 def test_the_check_finds_a_tied_model_reloaded_without_the_repack(policy_server, tiny_policies):
     old, new = tiny_policies["tied-a"], tiny_policies["tied-b"]
     client = serve(policy_server, old)
-    client.collective_rpc(
-        "reload_weights", weights_path=str(new.path)
-    )  # vLLM's own, without sail_reload's repack
+    client.collective_rpc("reload_weights", weights_path=str(new.path))  # vLLM's own, without sail_reload's repack
     client.reset_prefix_cache()
     with pytest.raises(WeightSyncError, match="differ by"):
         verify(client, new)

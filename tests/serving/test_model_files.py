@@ -16,9 +16,7 @@ def model_dir(tiny_policies, tmp_path):
 
 def test_a_whole_directory_is_read(model_dir, tiny_policies):
     layout = tensor_layout(model_dir)
-    expected = {
-        name: tuple(tensor.shape) for name, tensor in tiny_policies["untied-a"].model.state_dict().items()
-    }
+    expected = {name: tuple(tensor.shape) for name, tensor in tiny_policies["untied-a"].model.state_dict().items()}
     assert layout == expected and layout["lm_head.weight"] == (VOCAB_SIZE, 64)
     assert (context_length(model_dir), eos_token_ids(model_dir)) == (CONTEXT, {EOS_ID})
 
@@ -29,9 +27,7 @@ def test_several_eos_ids_are_all_found(model_dir):
     assert eos_token_ids(model_dir) == {EOS_ID, 9}
 
 
-@pytest.mark.parametrize(
-    ("keep", "told"), [(-1, "header promises"), (50, "no safetensors file"), (0, "0 bytes")]
-)
+@pytest.mark.parametrize(("keep", "told"), [(-1, "header promises"), (50, "no safetensors file"), (0, "0 bytes")])
 def test_a_truncated_file_is_found(model_dir, keep, told):
     weights = model_dir / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:keep])

@@ -101,9 +101,7 @@ def test_a_server_too_slow_to_start_is_stopped(tiny_policies, tmp_path):
 
 def test_an_unknown_failure_tells_the_first_error_and_the_end_of_the_log(tmp_path):
     log = tmp_path / "vllm.log"
-    log.write_text(
-        "INFO fine\nKeyError: 'rope'\n" + "noise\n" * 50 + "RuntimeError: see above\n - leaked type\n"
-    )
+    log.write_text("INFO fine\nKeyError: 'rope'\n" + "noise\n" * 50 + "RuntimeError: see above\n - leaked type\n")
     error = start_failure(log, "did not start")
     assert isinstance(error, ServerError)
     assert "first error: KeyError: 'rope'" in str(error) and str(error).endswith("RuntimeError: see above")
