@@ -19,7 +19,7 @@ METRICS: dict[str, str] = {
     "eval/reward": "mean score of samples on held-out prompts by the headline scorer",
     "eval/reward_se": "standard error of the same, over prompts",
     "eval/reward/<scorer>": "mean score of the same samples by each scorer",
-    "eval/win_rate": "P(score above the starting policy's on the same prompt); ties count half",
+    "eval/win_rate": "P(score above that of the policy its phase started from, same prompt); ties count half",
     "eval/win_rate_low": "lower end of the 95 % bootstrap interval over prompts",
     "eval/win_rate_high": "upper end of the same",
     "eval/win_rate/<scorer>": "win rate by each scorer",

@@ -34,6 +34,11 @@ def source_leaf(source: DataSettings, where: str) -> Leaf:
     """The files of a source, as an input of recipes: local ones by content, a Hub dataset by its commit."""
     path = Path(source.path).expanduser()
     if path.exists() or source.path.startswith((".", "/", "~")) or path.suffix in (*_READERS, ".gz"):
+        if source.split not in (None, "train"):
+            raise UserError(
+                f"split {source.split!r} of a local file", where=f"{where}.split",
+                cure="Splits are for Hub datasets: name the file, and use offset and limit",
+            )  # fmt: skip
         return leaf(path.resolve(), f"{where}.path")
     return Leaf(Path(source.path), f"hub-{source.path}@{_hub_commit(source.path, where)}")
 

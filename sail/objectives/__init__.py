@@ -78,7 +78,7 @@ LOSSES: dict[str, LossRow] = {
         hard_only="its radius sqrt(nu q (1 - q)) hangs on the label; state the trust in hard labels as epsilon",
     ),
     "sft": LossRow(
-        sft, "response", _TOKENS, "maximum likelihood, mean over the tokens of a response", "exact",
+        sft, "response", _TOKENS, "negative log-likelihood per token, every response weighs the same", "exact",
         hard_only="a single response has no rival that could have won",
     ),
 }  # fmt: skip

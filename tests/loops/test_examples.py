@@ -185,7 +185,8 @@ def test_the_hh_model_is_built_once_and_its_chat_template_cuts_clean(
     tokenizer = AutoTokenizer.from_pretrained(out)
     turns = [Message(role="user", content="Naïve, isn't it?\n"), Message(role="assistant", content=" Yes. "),
              Message(role="user", content="漢字")]  # fmt: skip
-    whole = tokenizer.apply_chat_template([*turns, {"role": "assistant", "content": "No !"}], tokenize=False)
+    chat = [{"role": turn["role"], "content": turn["content"]} for turn in turns]
+    whole = tokenizer.apply_chat_template([*chat, {"role": "assistant", "content": "No !"}], tokenize=False)
     response = response_ids(tokenizer, turns, "No !", (tokenizer.eos_token_id,))
     assert [*prompt_ids(tokenizer, turns), *response] == tokenizer(whole, add_special_tokens=False)["input_ids"]
     assert response_text(tokenizer, response) == "No !"
