@@ -22,6 +22,7 @@ def check_run(settings: RunSettings, engines: Iterable[str]) -> list[str]:
         _one_of(phase.round.reference, ["base", "previous", *earlier], f"{phase.name}: round.reference")
         _one_of(phase.generation.engine, list(engines), f"{phase.name}: generation.engine")
         _check_sources(phase, settings)
+        _check_schedule(phase)
         exact_shares({name: route.share for name, route in phase.routes.items()})
         for name, route in phase.routes.items():
             warnings += _check_route(phase, name, route, settings)
@@ -54,6 +55,16 @@ def sources_of(phase: PhaseSettings) -> list[str]:
     """The data sources that rows and prompts of this phase come from."""
     prompts = [phase.prompts.source] if phase.prompts and samples_policy(phase) else []
     return prompts + [r.responses for r in phase.routes.values() if r.responses != POLICY and r.share != 0]
+
+
+def _check_schedule(phase: PhaseSettings) -> None:
+    """Under carry one schedule runs over all rounds; a decay to 0 within the first would stop the others."""
+    update = phase.update
+    if phase.round.optimizer == "carry" and update.horizon is None and update.lr_scheduler_type != "constant":
+        raise UserError(
+            f"optimizer: carry and {update.lr_scheduler_type} without a horizon: the rate is 0 after the first round",
+            where=f"{phase.name}: update.horizon", cure="Set it to the steps of all rounds, or take constant",
+        )  # fmt: skip
 
 
 def _check_sources(phase: PhaseSettings, settings: RunSettings) -> None:
@@ -90,6 +101,9 @@ def _check_route(phase: PhaseSettings, name: str, route: RouteSettings, settings
         raise UserError(problem, where=f"{where}.labels", cure="Label by a labeler or by the policy")
     loss = route_loss(phase, route)
     _check_loss(loss, f"{where}.loss")
+    if route.labels.by == POLICY and route.labels.temperature != 1.0:
+        problem = "labels by the policy have no temperature: the loss's own beta sets it"
+        raise UserError(problem, where=f"{where}.labels.temperature", cure="Leave it at 1")
     findings = check_route(_facts(phase, route, loss, settings))
     for finding in findings:
         if finding.level == "refused":

@@ -1,5 +1,6 @@
 """The command line: sail init | run | plan | status | report | show | doctor | methods | serve."""
 
+import errno
 import json
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from sail.core.errors import UserError
+from sail.serving.errors import ServerError
 
 if TYPE_CHECKING:  # commands import what they need: `sail --help` waits for no torch
     from loops.config import Config
@@ -23,12 +25,13 @@ _CTRL_C = 130  # what typer makes of a KeyboardInterrupt, without a word
 
 Overrides = Annotated[list[str] | None, typer.Argument(help="key=value, for example routes.online.sail_coef=0.3")]
 Out = Annotated[Path | None, typer.Option("--out", help="the run's folder; default runs/<config's name>")]
+NewFile = Annotated[Path | None, typer.Option("--out", help="write to this file, which must not exist")]
 Smoke = Annotated[bool, typer.Option("--smoke", help="the same run, tiny: everything once in a minute")]
 RunArgument = Annotated[Path, typer.Argument(help="a run's folder, such as runs/quickstart")]
 
 
 @app.command()
-def init(preset: str, overrides: Overrides = None, out: Out = None) -> None:
+def init(preset: str, overrides: Overrides = None, out: NewFile = None) -> None:
     """Print (or write to --out) a commented config of a preset."""
     from loops.starter import starter_config
 
@@ -52,7 +55,7 @@ def run(config: str, overrides: Overrides = None, out: Out = None, smoke: Smoke 
 
 @app.command()
 def plan(config: str, overrides: Overrides = None, out: Out = None, smoke: Smoke = False) -> None:
-    """What would run, what is reused, memory, tokens, disk. Nothing is computed."""
+    """What would run, what is reused, memory, tokens, disk. Computes nothing; Hub models are downloaded."""
     from loops.checks import check_run
     from loops.estimates import print_plan
     from loops.run import make_plan
@@ -147,10 +150,21 @@ def main() -> None:
     try:
         app()
     except UserError as error:
-        message = f"[red]error[/] {escape(str(error))}"  # a message may hold [brackets]
-        Console(stderr=True).print(message, soft_wrap=True, highlight=False)
+        _complain(str(error))
         sys.exit(2)
+    except ServerError as error:
+        _complain(f"{error}. Nothing committed is lost: the same command goes on from here")
+        sys.exit(1)
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        _complain(f"no space left on the disk of {error.filename or Path.cwd()}: free some, the same command goes on")
+        sys.exit(1)
     except SystemExit as ended:
         if ended.code == _CTRL_C:
             Console(stderr=True).print("stopped; the same command goes on from here")
         raise
+
+
+def _complain(message: str) -> None:
+    Console(stderr=True).print(f"[red]error[/] {escape(message)}", soft_wrap=True, highlight=False)

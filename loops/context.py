@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from sail.core.artifacts import Artifact, Leaf, leaf
 from sail.core.run_settings import PhaseSettings, RewardModelLabeler, RunSettings
@@ -75,9 +76,9 @@ class Context:
             self._engines[name] = ENGINES[name].open(self.settings.vllm, self.log_folder)
         return self._engines[name]
 
-    def engine_settings(self, name: str) -> Mapping[str, str]:
+    def engine_settings(self, name: str) -> Mapping[str, Any]:
         """What of the engine can change a sample."""
-        return {"dtype": self.settings.vllm.dtype} if name == "vllm" else {}
+        return self.settings.vllm.recipe() if name == "vllm" else {}
 
     def close(self) -> None:
         for engine in self._engines.values():

@@ -84,7 +84,7 @@ class PhaseLoop:
             checkpoint = self._update(turn, made)
             self.policies.append(checkpoint)
             made["checkpoint"] = checkpoint
-            if (turn + 1) % self.phase.evaluation.every == 0 or turn + 1 == self.phase.num_rounds:
+            if (turn + 1) % self.phase.evaluation.every == 0 or turn + 1 == max(1, self.phase.num_rounds):
                 made |= self._evaluated(turn, made) or {}
             yield RoundRecord(self.first_round + turn, self.phase.name, made)
 
@@ -146,18 +146,19 @@ class PhaseLoop:
         loss = route_loss(self.phase, route)
         seed = self.context.seed("labels", name)
         round_index = self.first_round + drawn_in if route.responses == POLICY else NO_ROUND
+        held_out = self._held_out() if route.responses != POLICY else None
         if find_loss(loss.type).unit == "response":
-            hygiene = self.phase.hygiene
             rows = response_rows(
-                self.builder, responses, hygiene=hygiene, round_index=round_index, where=f"routes.{name}"
-            )
+                self.builder, responses, hygiene=self.phase.hygiene, round_index=round_index,
+                where=f"routes.{name}", held_out=held_out,
+            )  # fmt: skip
         else:
             evidence = self._evidence(name, route, responses, drawn_in, made)
             pairing = route.keep if route.responses == POLICY else "verdicts"
             options = PairingOptions(
                 pairing, label_mode(route), seed, round_index, route.sail_coef, self.phase.hygiene, f"routes.{name}"
             )
-            rows = pair_responses(self.builder, responses, evidence, options)
+            rows = pair_responses(self.builder, responses, evidence, options, held_out)
         needs_behavior = route.responses == POLICY and self.phase.importance_sampling.mode != "none"
         return RowSource(
             responses=responses,
@@ -171,9 +172,7 @@ class PhaseLoop:
     ) -> Evidence:
         by, loss = route.labels.by, route_loss(self.phase, route)
         if by == POLICY:
-            reference = (
-                self._logps(responses, self.reference(turn)) if "reference" in find_loss(loss.type).needs else None
-            )
+            reference = self._reference_logps(responses, loss, turn)
             policy = self._logps(responses, self.policies[turn])
             return PolicyEvidence(policy, reference, loss.type, loss_params(loss), route.labels.when)
         if by in self.context.settings.data:
@@ -223,6 +222,10 @@ class PhaseLoop:
         beta = loss_params(phase.loss).get("beta", 1.0)
         evaluation = evaluate(self.builder, inputs, beta=beta, seed=context.seed("bootstrap"), bf16=phase.update.bf16)
         return {"evaluation": evaluation, "evaluation_samples": samples}
+
+    def _held_out(self) -> Artifact | None:
+        """The prompts that no row of a dataset may be trained on."""
+        return self.context.prompts(self.phase) if self.phase.evaluation.num_prompts > 0 else None
 
     def _held_out_pairs(self, policy: Checkpoint, reference: Checkpoint) -> HeldOutPairs | None:
         name = self.phase.evaluation.pairs

@@ -3,6 +3,7 @@
 import json
 import os
 import platform
+import shutil
 import subprocess
 from collections.abc import Iterator, Sequence
 from importlib.metadata import PackageNotFoundError, version
@@ -47,6 +48,8 @@ class RunFolder:
         """Link the artifacts of the rounds so far and write run.json and metrics.jsonl anew."""
         for record in records:
             self._link(record)
+        if finished:
+            self._unlink_others(records)
         lines = "".join(json.dumps(line) + "\n" for line in metric_lines(records))
         atomic.write_bytes(self.path / "metrics.jsonl", lines.encode())
         atomic.write_json(self.path / "run.json", {
@@ -61,8 +64,15 @@ class RunFolder:
             ],
         })  # fmt: skip
 
+    def _unlink_others(self, records: Sequence[RoundRecord]) -> None:
+        """Rounds that an earlier form of this run had; their artifacts stay in the store."""
+        kept = {_round_name(record) for record in records}
+        for folder in (self.path / "rounds").glob("*"):
+            if folder.name not in kept:
+                shutil.rmtree(folder)
+
     def _link(self, record: RoundRecord) -> None:
-        folder = self.path / "rounds" / ("start" if record.round_index == START else f"{record.round_index:03d}")
+        folder = self.path / "rounds" / _round_name(record)
         for name, artifact in record.artifacts.items():
             link = folder / name
             link.parent.mkdir(parents=True, exist_ok=True)
@@ -73,6 +83,10 @@ class RunFolder:
             temporary.unlink(missing_ok=True)
             temporary.symlink_to(target)
             os.replace(temporary, link)
+
+
+def _round_name(record: RoundRecord) -> str:
+    return "start" if record.round_index == START else f"{record.round_index:03d}"
 
 
 def settings_yaml(settings: RunSettings) -> str:

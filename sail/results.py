@@ -57,13 +57,19 @@ class Run:
 
     @property
     def num_rounds(self) -> int:
-        return len(list((self.folder / "rounds").glob("[0-9]*")))
+        record = json.loads((self.folder / "run.json").read_text())
+        return sum(entry["round"] >= 0 for entry in record["rounds"])
+
+    @property
+    def start(self) -> Round:
+        """The starting policy: its evaluation, no samples and no checkpoint."""
+        return Round(self.folder / "rounds" / "start")
 
     def round(self, index: int) -> Round:
         """Round `index`, counted from 0 over all phases; negative counts from the last."""
         position = index if index >= 0 else self.num_rounds + index
         folder = self.folder / "rounds" / f"{position:03d}"
-        if not folder.exists():
+        if not 0 <= position < self.num_rounds:
             raise UserError(f"no round {index}", where=str(self.folder), cure=f"It has {self.num_rounds}")
         return Round(folder)
 

@@ -39,6 +39,7 @@ METRICS: dict[str, str] = {
     "labels/pairs": "pairs that reach the update",
     "labels/dropped_truncated": "samples dropped because they hit the length limit",
     "labels/dropped_empty": "samples dropped because they are empty",
+    "labels/dropped_held_out": "dataset prompts left out because the evaluation holds them out",
     "labels/dropped_identical": "pairs dropped because both responses are equal",
     "labels/dropped_ties": "pairs dropped for a tie",
     "labels/dropped_margin": "pairs dropped for a score difference below hygiene.min_margin",

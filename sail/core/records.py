@@ -11,6 +11,7 @@ Token ids are the truth; text is for people and judges. A worked example of one 
 
 import hashlib
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypedDict, get_args
@@ -19,6 +20,8 @@ StopKind = Literal["eos", "stop_token", "stop_string", "length", "abort", "datas
 Verdict = Literal["A", "B", "tie", "abstain", "error"]
 LabelMode = Literal["hard", "sampled", "soft"]
 LabelSource = Literal["others", "fresh"]
+
+_WORD = re.compile(r"\w+")
 
 
 class Message(TypedDict):
@@ -43,6 +46,12 @@ class Prompt:
     def __post_init__(self) -> None:
         if not self.token_ids:
             raise ValueError(f"prompt {self.prompt_id} has no tokens")
+
+
+def content_key(prompt: Prompt) -> str:
+    """Equal for near-copies of a prompt: the sorted words of the conversation, lower case, no punctuation."""
+    words = _WORD.findall(" ".join(turn["content"] for turn in prompt.messages).lower())
+    return content_hash(sorted(words))
 
 
 @dataclass(frozen=True, slots=True)

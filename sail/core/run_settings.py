@@ -132,11 +132,11 @@ class HygieneSettings(Settings):
 
 class GenerationSettings(Settings):
     engine: str = meaning("vllm", "a row of `sail methods`")
-    temperature: float = meaning(1.0, gt=0)
-    top_p: float = meaning(1.0, gt=0, le=1)
+    temperature: float = meaning(1.0, "1: the policy itself, which the score term needs", gt=0)
+    top_p: float = meaning(1.0, "1: off", gt=0, le=1)
     top_k: int = meaning(0, "0: off", ge=0)
-    min_p: float = meaning(0.0, ge=0, lt=1)
-    min_tokens: int = meaning(0, ge=0)
+    min_p: float = meaning(0.0, "0: off", ge=0, lt=1)
+    min_tokens: int = meaning(0, "no EOS before; 0: off", ge=0)
     max_completion_length: int = meaning(256, "tokens", gt=0)
     stop: tuple[str, ...] = meaning((), "stop strings")
     stop_token_ids: tuple[int, ...] = meaning((), "stop tokens beside the model's own EOS ids")
@@ -148,19 +148,19 @@ class VllmSettings(Settings):
     """The server; every key of `args` is one of vLLM's own options."""
 
     mode: Literal["server", "external"] = execution("server")
-    server_urls: tuple[str, ...] = execution((), "mode external: where the servers listen")
+    server_urls: tuple[str, ...] = execution((), "mode external: where the server listens; one for now", max_length=1)
     dtype: str = meaning("auto", "float32 on CPU, bfloat16 on GPU")
     port: int = execution(0, "0: a free one", ge=0, le=65535)
     kv_cache_gib: float = execution(1.0, "CPU only", gt=0)
-    max_num_seqs: int = execution(256, gt=0)
+    max_num_seqs: int = execution(256, "sequences the server runs together", gt=0)
     max_model_len: int | None = execution(None, "default: the model's context", gt=0)
     gpus: tuple[int, ...] = execution((), "CUDA devices of the server; default: all visible")
-    start_timeout_s: float = execution(600.0, gt=0)
-    request_timeout_s: float = execution(300.0, gt=0)
+    start_timeout_s: float = execution(600.0, "until the server has answered a first completion", gt=0)
+    request_timeout_s: float = execution(300.0, "of one request with all its samples", gt=0)
     max_retries: int = execution(4, "of one seeded request", ge=0)
     concurrency: int = execution(64, "requests in flight", gt=0)
     verify_tolerance: float | None = execution(None, "nats; default 1e-3 in float32, 0.5 in bfloat16", gt=0)
-    args: dict[str, Any] = execution({}, "passed through: {tensor-parallel-size: 2}")
+    args: dict[str, Any] = meaning({}, "passed through: {tensor-parallel-size: 2}; they may change samples")
 
 
 class RoundSettings(Settings):
@@ -173,41 +173,40 @@ class RoundSettings(Settings):
 class LoraSettings(Settings):
     """Hu et al. 2106.09685, through peft."""
 
-    r: int = meaning(16, gt=0)
-    alpha: int = meaning(32, gt=0)
+    r: int = meaning(16, "rank", gt=0)
+    alpha: int = meaning(32, "the update is scaled by alpha / r", gt=0)
     dropout: float = meaning(0.0, ge=0, lt=1)
-    target_modules: tuple[str, ...] | Literal["all-linear"] = meaning("all-linear")
+    target_modules: tuple[str, ...] | Literal["all-linear"] = meaning("all-linear", "names of layers")
 
 
 class UpdateSettings(Settings):
     """One round's update. AdamW (.9, .95), cosine, warm-up .1, clip 1: the DPO family's common recipe."""
 
     steps: int | None = meaning(None, "optimizer steps a round; default: from epochs", gt=0)
-    epochs: float = meaning(1.0, "passes over the largest route's share of rows", gt=0)
+    epochs: float = meaning(1.0, "passes over the slowest route; set steps where routes differ in size", gt=0)
     train_batch_size: int = meaning(128, "rows per optimizer step, over all processes", gt=0)
-    learning_rate: float = meaning(5e-7, gt=0)
+    learning_rate: float = meaning(5e-7, "at the end of the warm-up; LoRA takes ten times as much", gt=0)
     optimizer: Literal["adamw", "rmsprop", "sgd"] = meaning("adamw")
     adam_beta1: float = meaning(0.9, ge=0, lt=1)
     adam_beta2: float = meaning(0.95, ge=0, lt=1)
     adam_epsilon: float = meaning(1e-8, gt=0)
     weight_decay: float = meaning(0.0, ge=0)
-    lr_scheduler_type: Literal["cosine", "linear", "constant"] = meaning("cosine")
+    lr_scheduler_type: Literal["cosine", "linear", "constant"] = meaning("cosine", "after the warm-up")
     warmup_ratio: float = meaning(0.1, "share of the schedule's horizon", ge=0, le=1)
     horizon: int | None = meaning(None, "steps of the schedule; default: the round's", gt=0)
     max_grad_norm: float = meaning(1.0, "0: no clipping", ge=0)
     baseline: Literal["running_mean", "none"] = meaning("running_mean", "b of the label table")
     bf16: bool = meaning(False, "autocast over fp32 master weights")
     max_tokens_per_microbatch: int = execution(16384, "padded tokens of one forward pass", gt=0)
-    gradient_checkpointing: bool = execution(False)
+    gradient_checkpointing: bool = execution(False, "less activation memory, a third more time")
     save_steps: int = execution(100, "steps between step checkpoints", gt=0)
-    logging_steps: int = execution(1, gt=0)
 
 
 class ImportanceSettings(Settings):
     """Weights pi_theta / behaviour for samples that went stale within or across rounds."""
 
-    mode: Literal["none", "truncate", "sequence_mask"] = meaning("none")
-    cap: float = meaning(2.0, gt=0)
+    mode: Literal["none", "truncate", "sequence_mask"] = meaning("none", "min(r, cap), or r where r <= cap else 0")
+    cap: float = meaning(2.0, "of the ratio r; fresh samples have 1", ge=1)
     apply_to: Literal["all", "score"] = meaning("all", "'all' is exact, 'score' leaves an error")
 
 
@@ -250,7 +249,7 @@ class RunSettings(Settings):
 
     model_name_or_path: str = meaning(doc="the starting policy: a folder or a Hub id")
     revision: str | None = meaning(None, "branch, tag or commit of a Hub model")
-    seed: int = meaning(0, ge=0)
+    seed: int = meaning(0, "every random stream is a hash of it and of the stream's name", ge=0)
     max_length: int | None = meaning(None, "tokens of prompt and response; default: the model's context", gt=0)
     chat_template: str | None = meaning(None, "file with a Jinja template, for tokenizers without one")
     lora: LoraSettings | None = meaning(None)

@@ -1,16 +1,14 @@
 """The prompts stage: which prompts are trained on, which are held out, and which a round samples."""
 
-import re
 from collections.abc import Sequence
 
 from sail.core.artifacts import Artifact
 from sail.core.errors import UserError
-from sail.core.records import Prompt, SampleGroup, content_hash
+from sail.core.records import Prompt, SampleGroup, content_key
 from sail.core.seeds import derive_seed, permutation
 from sail.core.store import Builder, Recipe, Workspace
 
 VERSION = 1
-_WORD = re.compile(r"\w+")
 
 
 def split_prompts(
@@ -39,12 +37,6 @@ def split_prompts(
 
     inputs = {"training": training, "evaluation": evaluation}
     return builder.build(Recipe("prompts", VERSION, {"num_held_out": num_held_out, "seed": seed}, inputs), run)
-
-
-def content_key(prompt: Prompt) -> str:
-    """Equal for near-copies: the sorted words of the conversation, lower case, no punctuation."""
-    words = _WORD.findall(" ".join(turn["content"] for turn in prompt.messages).lower())
-    return content_hash(sorted(words))
 
 
 def round_prompts(prompts: Sequence[Prompt], per_round: int | None, *, round_index: int, seed: int) -> list[Prompt]:

@@ -4,13 +4,15 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
+from sail.core.artifacts import Artifact
 from sail.core.errors import UserError
-from sail.core.records import LabelMode, LabelSource, Sample
+from sail.core.records import LabelMode, LabelSource, Prompt, Sample, SampleGroup, content_key
 from sail.core.run_settings import HygieneSettings
 from sail.labeling.candidates import Candidate
 from sail.labeling.labels import Label, Opinion
 
 TRUNCATED, EMPTY = "labels/dropped_truncated", "labels/dropped_empty"
+HELD_OUT = "labels/dropped_held_out"
 IDENTICAL, TIES, MARGIN = "labels/dropped_identical", "labels/dropped_ties", "labels/dropped_margin"
 
 CURES = {
@@ -18,6 +20,7 @@ CURES = {
     EMPTY: "Look at the samples; hygiene.empty: keep lets them pass",
     IDENTICAL: "Sample at a higher temperature, or set hygiene.identical: keep",
     TIES: "Use label_mode: soft or hygiene.ties: keep (a policy that equals its reference prefers nothing)",
+    HELD_OUT: "Hold out fewer prompts with evaluation.num_prompts, or name evaluation.prompts a source of its own",
     MARGIN: "Lower hygiene.min_margin",
 }
 _NO_PARTNER = "A pair needs two responses of one prompt: num_generations 2 or more, or data with chosen and rejected"
@@ -38,6 +41,16 @@ def resolve_hygiene(
         ties=(hygiene.ties or default) if mode == "hard" and source == "others" else "keep",
         min_margin=0.0 if source == "fresh" else hygiene.min_margin,
     )
+
+
+def trained_on(groups: Sequence[SampleGroup], held_out: Artifact | None, drops: Counter[str]) -> Sequence[SampleGroup]:
+    """The groups whose prompts are no copies, near-copies included, of the evaluation's (table held_out, Prompt)."""
+    if held_out is None:
+        return groups
+    taken = {content_key(prompt) for prompt in held_out.read(Prompt, "held_out")}
+    kept = [group for group in groups if content_key(group.prompt) not in taken]
+    drops[HELD_OUT] += len(groups) - len(kept)
+    return kept
 
 
 def sample_recipe(hygiene: HygieneSettings) -> dict[str, Any]:

@@ -6,7 +6,7 @@ Everything is found by id: a group holds its prompt's samples, scores and verdic
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 
-from sail.core.artifacts import Artifact
+from sail.core.artifacts import Artifact, Keyed
 from sail.core.errors import UserError
 from sail.core.records import DatasetVerdict, Message, PreferencePair, Sample, SampleGroup, index_responses
 from sail.core.seeds import uniform
@@ -14,7 +14,7 @@ from sail.core.store import Builder, Recipe, Workspace
 from sail.labeling import PAIRINGS
 from sail.labeling.candidates import Candidate
 from sail.labeling.evidence import Evidence, Opinions
-from sail.labeling.hygiene import CURES, distinct, nothing_left, usable, worth_keeping
+from sail.labeling.hygiene import CURES, distinct, nothing_left, trained_on, usable, worth_keeping
 from sail.labeling.labels import Label, Opinion, label
 from sail.labeling.pairing_options import PairingOptions
 from sail.labeling.pairings import PairingFacts
@@ -23,11 +23,16 @@ VERSION = 1
 
 
 def pair_responses(
-    builder: Builder, responses: Artifact, evidence: Evidence | None, options: PairingOptions
+    builder: Builder,
+    responses: Artifact,
+    evidence: Evidence | None,
+    options: PairingOptions,
+    held_out: Artifact | None = None,
 ) -> Artifact:
     """Table "pairs" of PreferencePair, in the order of the groups and of the responses in them.
 
-    responses: a data or samples artifact; evidence: who labels (ScoreEvidence, DatasetEvidence, PolicyEvidence).
+    responses: a data or samples artifact; evidence: who labels (ScoreEvidence, DatasetEvidence, PolicyEvidence);
+    held_out: a prompts artifact whose table held_out (Prompt) is not to be trained on.
     The manifest counts pairs and drops by the names of sail.core.metrics. UserError where labels are 'none', where
     the labels cannot be made as asked, and where no pair is left.
     """
@@ -44,14 +49,16 @@ def pair_responses(
         opinions = labeler.read(responses)
         _check_scores(groups, opinions, labeler.labeler)
         facts = PairingFacts(options.seed, opinions.scores, _verdicts(responses, groups, options.pairing))
-        candidates = _candidates(groups, facts, options, labeler, drops)
+        candidates = _candidates(trained_on(groups, held_out, drops), facts, options, labeler, drops)
         pairs = _labelled(candidates, opinions.of(candidates), options, labeler, drops)
         if not pairs:
             raise nothing_left("pair", len(groups), drops, options.where)
         workspace.write("pairs", pairs, PreferencePair)
         return {"labels/pairs": len(pairs), **drops}
 
-    inputs = {"responses": responses, **labeler.inputs()}
+    inputs: dict[str, Keyed] = {"responses": responses, **labeler.inputs()}
+    if held_out is not None:
+        inputs["held_out"] = held_out
     return builder.build(Recipe("pairs", VERSION, options.recipe(labeler), inputs), run)
 
 

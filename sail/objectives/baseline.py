@@ -14,7 +14,7 @@ class RunningMean:
     Weighing by pairs, not by steps, makes it independent of batch size, accumulation and rank count: the caller
     all-reduces (sum, count) over the global batch and updates once per optimizer step, after the step's losses are
     formed. That order is what keeps the gradient unbiased: b never depends on a pair it is subtracted from, nor on
-    one that shares a response with it (SAIL.md sections 4, 5g; a leave-one-out mean does, and shrinks the term).
+    one that shares a response with it (a leave-one-out mean does, and shrinks the term).
     Its lag behind a falling loss costs variance, never bias.
 
     Example: RunningMean().update(1.4, 2) == RunningMean(count=2, mean=0.7).

@@ -64,7 +64,7 @@ def plain_weights(weights: Tensor, apply_to: ApplyTo) -> Tensor:
     """OnlineTerms.plain_weight [B] for a choice of `apply_to`.
 
     all: every term carries the ratio, the exact off-policy gradient. score: only the score term does, which leaves
-    an error (40 % on a toy, SAIL.md section 5h) but spares the plain term the variance of the weights.
+    an error (tests/objectives/test_importance.py) but spares the plain term the variance of the weights.
     Raises UserError for another word.
     """
     if apply_to == "all":

@@ -58,7 +58,7 @@ class OnlineTerms(NamedTuple):
 
 
 def soft_labels(preference: PolicyPreference) -> Tensor:
-    """p_a = sg(q_a), shape [B]: the expectation over the policy's label (Rao-Blackwell; SAIL.md section 5a)."""
+    """p_a = sg(q_a), shape [B]: the expectation over the policy's label (Rao-Blackwell)."""
     return preference.log_q_a.detach().exp()
 
 

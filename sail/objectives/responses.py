@@ -27,7 +27,7 @@ def log_ratio(responses: Responses) -> Tensor:
 
 
 def log_ratio_gap(a: Responses, b: Responses) -> Tensor:
-    """h = s_a - s_b, shape [B], nats: the gap of log-ratios WITHOUT beta (the h of METHODS.md, not of SAIL.md)."""
+    """h = s_a - s_b, shape [B], nats: the gap of log-ratios WITHOUT beta."""
     return log_ratio(a) - log_ratio(b)
 
 

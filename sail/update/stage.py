@@ -108,7 +108,7 @@ def _train(workspace: Workspace, inputs: UpdateInputs, items: Mapping[str, Seque
         torch.manual_seed(derive_seed(inputs.seed, "dropout", inputs.round_index, step))
         baselines = _baseline_values(position.baselines, objectives, settings)
         metrics, values = train_step(accelerator, model, optimizer, batch, objectives, baselines, settings)
-        position = _advanced(position, metrics | {"learning_rate": rate}, baselines, values, settings)
+        position = _advanced(position, metrics | {"learning_rate": rate}, baselines, values)
         workspace.say(f"step {step + 1} of {steps}, loss {metrics['loss']:.4f}")
         if (step + 1) % settings.save_steps == 0 and step + 1 < steps:
             save_step(workspace.scratch, accelerator.unwrap_model(model), optimizer, position)
@@ -178,18 +178,16 @@ def _advanced(
     metrics: dict[str, float],
     baselines: Mapping[str, float],
     values: Mapping[str, tuple[float, int]],
-    settings: UpdateSettings,
 ) -> Position:
     step = position.step + 1
     if baselines:
         metrics["sail/baseline"] = sum(baselines.values()) / len(baselines)
     logged = {"step": step, **metrics}
-    keep = step % settings.logging_steps == 0
     return Position(
         step=step,
         schedule_step=position.schedule_step + 1,
         baselines=updated_baselines(position.baselines, values),
-        metrics=(*position.metrics, logged) if keep else position.metrics,
+        metrics=(*position.metrics, logged),
     )
 
 

@@ -53,7 +53,7 @@ def test_a_recipe_holds_meaning_and_no_execution() -> None:
     recipe = GenerationSettings(temperature=0.7, shard_size=3).recipe()
     assert recipe["temperature"] == 0.7
     assert "shard_size" not in recipe
-    assert set(VllmSettings().recipe()) == {"dtype"}
+    assert set(VllmSettings().recipe()) == {"dtype", "args"}
 
 
 def test_a_resolved_run_reads_back_as_itself() -> None:

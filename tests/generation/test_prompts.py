@@ -6,9 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sail.core.artifacts import Artifact
-from sail.core.records import Message, Prompt, SampleGroup
+from sail.core.records import Message, Prompt, SampleGroup, content_key
 from sail.core.store import Recipe, Store, Workspace
-from sail.generation.prompts import content_key, round_prompts, split_prompts
+from sail.generation.prompts import round_prompts, split_prompts
 
 
 def prompt(text: str) -> Prompt:

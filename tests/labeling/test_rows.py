@@ -31,7 +31,8 @@ def test_samples_of_the_policy_pass_hygiene_and_drops_are_counted(store: Store) 
     samples = (make_sample("s-0", "good"), make_sample("s-1", "the film", "length"), make_sample("s-2", "  "))
     responses = write_groups(store, [SampleGroup(make_prompt("film"), samples)])
     artifact = response_rows(store, responses)
-    assert artifact.result() == {"rows": 1, "labels/dropped_truncated": 1, "labels/dropped_empty": 1}
+    dropped = {"labels/dropped_truncated": 1, "labels/dropped_empty": 1, "labels/dropped_held_out": 0}
+    assert artifact.result() == {"rows": 1, **dropped}
     kept = response_rows(store, responses, hygiene=HygieneSettings(truncated="keep"))
     assert [row.response_id for row in kept.read(ResponseRow, "rows")] == ["s-0", "s-1"]
 

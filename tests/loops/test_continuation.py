@@ -112,9 +112,9 @@ _EXECUTION = {
     "vllm": {
         "mode": "external", "server_urls": "[http://127.0.0.1:1]", "port": 5555, "kv_cache_gib": 3, "max_num_seqs": 8,
         "max_model_len": 64, "gpus": "[0]", "start_timeout_s": 5, "request_timeout_s": 6, "max_retries": 1,
-        "concurrency": 2, "verify_tolerance": 0.1, "args": "{seed: 1}",
+        "concurrency": 2, "verify_tolerance": 0.1,
     },
-    "update": {"max_tokens_per_microbatch": 300, "gradient_checkpointing": "true", "save_steps": 3, "logging_steps": 2},
+    "update": {"max_tokens_per_microbatch": 300, "gradient_checkpointing": "true", "save_steps": 3},
     "": {"cpu_threads": 2, "log_interval_s": 1.5},
 }  # fmt: skip
 _SECTIONS: dict[str, type[Settings]] = {

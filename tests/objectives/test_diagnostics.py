@@ -49,7 +49,7 @@ def at_the_reference(beta: float) -> tuple[list[torch.Tensor], PairLosses, Polic
 
 
 def test_at_the_reference_the_score_pull_is_c_ln2_against_half_beta():
-    """SAIL.md section 5f: beta .1 and c .2 without a baseline give a ratio of 2.8."""
+    """beta .1 and c .2 without a baseline give a ratio of 2.8."""
     logps, losses, _ = at_the_reference(0.1)
     p_a = tensor(1.0, 0.0)
     row = labels_by_others(losses, p_a, OnlineTerms(logps[0] + logps[1], 0.2))

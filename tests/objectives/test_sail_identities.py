@@ -1,4 +1,4 @@
-"""The identities of the SAIL derivation (reference/SAIL.md sections 3 to 5), each by enumeration in float64.
+"""The identities of the SAIL derivation (docs/methods.md), each by enumeration in float64.
 
 L = log sigmoid(z) = -loss of dpo. J is maximised there and losses are minimised here, hence the signs.
 """

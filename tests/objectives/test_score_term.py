@@ -1,4 +1,4 @@
-"""The score term: its sign, its baseline, its variance, and where it leads (reference/SAIL.md sections 4, 5b, 5c)."""
+"""The score term: its sign, its baseline, its variance, and where it leads."""
 
 from dataclasses import replace
 
