@@ -1,15 +1,18 @@
 """Log-probabilities of responses: the one place the project computes them.
 
 Every stage that needs log pi(y|x) (update, reference scoring, policy labels, evaluation, the check of a server's
-weights) comes here, so a faster path replaces this file and nothing else.
+weights) comes here. The body's hidden states are scored at response positions only, by a head that never holds the
+logits (fused_head); a model whose head is not known gives full logits instead (architectures says which).
 """
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from sail.policy.architectures import bare_model, fused_head_of, logit_transform
+from sail.policy.fused_head import fused_logps
 from sail.policy.rows import Row, pad_rows
 
 
@@ -32,6 +35,45 @@ def sequence_logps(model: torch.nn.Module, rows: Sequence[Row]) -> Tensor:
 
 def token_logps(model: torch.nn.Module, rows: Sequence[Row]) -> ResponseTokens:
     """log pi of every response token at temperature 1."""
+    bare = bare_model(model)
+    head = fused_head_of(bare)
+    if head is None:
+        return full_logits_logps(model, rows)
+    batch = pad_rows(rows, next(model.parameters()).device)
+    transform = logit_transform(bare.config)
+
+    def score(hidden: Tensor) -> Tensor:
+        return fused_logps(hidden[batch.row_index, batch.position - 1], head, batch.target, transform)
+
+    inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
+    return ResponseTokens(_at_the_head(model, head, score, inputs), batch.row_index)
+
+
+def _at_the_head(
+    model: torch.nn.Module, head: torch.nn.Module, score: Callable[[Tensor], Tensor], inputs: dict[str, Any]
+) -> Tensor:
+    """score(hidden states [R, T, H]) inside the model's own forward, whose head then gets no rows to work on.
+
+    Inside, because wrappers (DDP, FSDP, ZeRO) gather weights and hook gradients round that forward; the sum over the
+    empty logits is an exact 0 which ties the result to the output they watch.
+    """
+    scores: list[Tensor] = []
+
+    def before_head(_: torch.nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        scores.append(score(args[0]))
+        return (args[0][:0],)
+
+    hook = head.register_forward_pre_hook(before_head)
+    try:
+        empty_logits: Tensor = model(**inputs, use_cache=False).logits
+    finally:
+        hook.remove()
+    (result,) = scores
+    return result + empty_logits.sum()
+
+
+def full_logits_logps(model: torch.nn.Module, rows: Sequence[Row]) -> ResponseTokens:
+    """token_logps from full logits: for every architecture, and what the fast paths are measured against."""
     logits, targets, row_index = response_logits(model, rows)
     logps = torch.log_softmax(logits.float(), dim=-1)
     return ResponseTokens(logps.gather(-1, targets[:, None]).squeeze(-1), row_index)
