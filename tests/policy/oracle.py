@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from sail.policy.logprobs import sequence_logps
 from sail.policy.rows import Row
 
 VOCAB = 101
@@ -15,12 +16,21 @@ SIZES = {
     "num_key_value_heads": 2, "head_dim": 8, "max_position_embeddings": 128, "initializer_range": 0.2,
     "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
 }  # fmt: skip
+SETTINGS: dict[str, dict[str, Any]] = {  # what brings out the ways of an architecture
+    "cohere": {"logit_scale": 0.4}, "cohere2": {"logit_scale": 0.4, "sliding_window": 4},
+    "granite": {"logits_scaling": 3.0},
+    "gemma2": {"sliding_window": 4, "final_logit_softcapping": 5.0}, "gemma3_text": {"sliding_window": 4},
+    "mistral": {"sliding_window": None}, "mixtral": {"sliding_window": None, "num_local_experts": 4},
+    "phi3": {"sliding_window": None}, "gpt2": {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0},
+    "qwen3_moe": {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16},
+}  # fmt: skip
 
 
 def tiny_model(kind: str, **settings: Any) -> Any:
     """A seeded random model of an architecture, float32, training mode as the update has it (no dropout)."""
     torch.manual_seed(3)
-    config = AutoConfig.for_model(kind, **{**SIZES, **settings})
+    config = AutoConfig.for_model(kind, **{**SIZES, **SETTINGS.get(kind, {}), **settings})
+    config._experts_implementation = "eager"  # the default one of mixtures takes no float64
     return AutoModelForCausalLM.from_config(config, dtype=torch.float32).train()
 
 
@@ -52,3 +62,13 @@ def relative_error(found: dict[str, torch.Tensor], expected: dict[str, torch.Ten
     assert found.keys() == expected.keys()
     distance = sum(float((found[name] - expected[name]).square().sum()) for name in expected)
     return (distance / sum(float(value.square().sum()) for value in expected.values())) ** 0.5
+
+
+def assert_equals_oracle(model: torch.nn.Module, rows: Sequence[Row]) -> None:
+    """Values and the whole gradient within 1e-5."""
+    expected, expected_gradient = oracle_logps(model, rows)
+    model.zero_grad()
+    found = sequence_logps(model, rows)
+    (weights(len(rows)) @ found).backward()
+    torch.testing.assert_close(found.detach(), expected, rtol=1e-5, atol=1e-5)
+    assert relative_error(gradient(model), expected_gradient) < 1e-5
