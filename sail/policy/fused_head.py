@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-TILE = 1024
+TILE = 2048
 
 
 class LogitTransform(NamedTuple):

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from sail.policy.logprobs import sequence_logps
@@ -72,3 +73,16 @@ def assert_equals_oracle(model: torch.nn.Module, rows: Sequence[Row]) -> None:
     (weights(len(rows)) @ found).backward()
     torch.testing.assert_close(found.detach(), expected, rtol=1e-5, atol=1e-5)
     assert relative_error(gradient(model), expected_gradient) < 1e-5
+
+
+class LargestTensor(TorchDispatchMode):
+    """Numbers in the largest tensor that any operation returns."""
+
+    largest = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for value in result if isinstance(result, tuple | list) else [result]:
+            if isinstance(value, torch.Tensor):
+                self.largest = max(self.largest, value.numel())
+        return result

@@ -9,7 +9,16 @@ from peft import LoraConfig, get_peft_model
 from sail.policy import fused_head
 from sail.policy.logprobs import full_logits_logps, response_logits, sequence_logps
 from sail.policy.trees import TREE_ATTENTION
-from tests.policy.oracle import VOCAB, assert_equals_oracle, gradient, oracle_logps, relative_error, tiny_model, weights
+from tests.policy.oracle import (
+    VOCAB,
+    LargestTensor,
+    assert_equals_oracle,
+    gradient,
+    oracle_logps,
+    relative_error,
+    tiny_model,
+    weights,
+)
 from tests.policy.row_patterns import PATTERNS
 
 
@@ -80,3 +89,11 @@ def test_a_model_that_took_trees_still_runs_and_saves_as_before(tmp_path: Any) -
     torch.testing.assert_close(model(input_ids=ids, attention_mask=mask).logits, before)
     model.save_pretrained(tmp_path)
     assert TREE_ATTENTION not in (tmp_path / "config.json").read_text()
+
+
+def test_no_tensor_of_tokens_times_vocabulary_is_made_on_the_way() -> None:
+    model, rows = tiny_model("llama", vocab_size=1999), PATTERNS["ragged groups"] * 2
+    with LargestTensor() as seen:
+        sequence_logps(model, rows).sum().backward()
+    assert seen.largest == 1999 * 32  # a gradient of the embedding
+    assert seen.largest < sum(len(row.response_ids) for row in rows) * 1999

@@ -4,10 +4,10 @@ from typing import Any
 
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from sail.policy import fused_head
 from sail.policy.fused_head import LogitTransform, fused_logps
+from tests.policy.oracle import LargestTensor
 
 TOKENS, HIDDEN, VOCAB = 40, 16, 333
 
@@ -71,24 +71,11 @@ def test_under_bf16_autocast_only_the_matmuls_are_bf16() -> None:
     assert float((grads[0] - grads[1]).norm() / grads[1].norm()) < 0.02
 
 
-class _LargestTensor(TorchDispatchMode):
-    """Numbers in the largest tensor that any operation returns."""
-
-    largest = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        for value in result if isinstance(result, tuple | list) else [result]:
-            if isinstance(value, torch.Tensor):
-                self.largest = max(self.largest, value.numel())
-        return result
-
-
 def test_no_tensor_of_tokens_times_vocabulary_is_made() -> None:
     hidden, head, targets = _case()
-    with _LargestTensor() as seen:
+    with LargestTensor() as seen:
         fused_logps(hidden, head, targets).sum().backward()
     assert seen.largest == VOCAB * HIDDEN  # the gradient of W; all logits would be 40 x 333
-    with _LargestTensor() as seen:
+    with LargestTensor() as seen:
         _plain(hidden, head, targets, LogitTransform())
     assert seen.largest == TOKENS * VOCAB
