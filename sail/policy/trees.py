@@ -41,6 +41,7 @@ def tree_rows(rows: Sequence[Row], device: torch.device) -> ScoredBatch:
     scored: list[list[int]] = [[] for _ in rows]
     trees = []
     for prompt, members in groups.items():
+        assert prompt, "the first token of a response is predicted by the last one of its prompt"
         ids += prompt
         positions += range(len(prompt))
         prompt_end = len(ids) - 1
