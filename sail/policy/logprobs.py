@@ -1,16 +1,21 @@
 """Log-probabilities of responses: the one place the project computes them.
 
 Every stage that needs log pi(y|x) (update, reference scoring, policy labels, evaluation, the check of a server's
-weights) comes here, so a faster path replaces this file and nothing else.
+weights) comes here. Rows with one prompt run it once, without padding (trees); the hidden states that predict response
+tokens are scored by a head that never holds the logits (fused_head). A model that takes no trees has its rows padded,
+one whose head is not known gives full logits; architectures decides and says so.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from sail.policy.rows import Row, pad_rows
+from sail.policy.architectures import bare_model, fused_head_of, logit_transform, takes_trees
+from sail.policy.fused_head import fused_logps
+from sail.policy.rows import Row, ScoredBatch, padded_rows
+from sail.policy.trees import tree_rows
 
 
 class ResponseTokens(NamedTuple):
@@ -25,24 +30,44 @@ def sequence_logps(model: torch.nn.Module, rows: Sequence[Row]) -> Tensor:
 
     Summed in float64: about 160 terms of size 10 summed in float32 lose 1e-5 of the loss.
     """
-    tokens = token_logps(model, rows)
-    sums = torch.zeros(len(rows), dtype=torch.float64, device=tokens.logps.device)
-    return sums.index_add(0, tokens.row_index, tokens.logps.double())
+    return _row_sums(*token_logps(model, rows), len(rows))
 
 
 def token_logps(model: torch.nn.Module, rows: Sequence[Row]) -> ResponseTokens:
     """log pi of every response token at temperature 1."""
-    logits, targets, row_index = response_logits(model, rows)
+    bare = bare_model(model)
+    head = fused_head_of(bare)
+    if head is None:
+        return full_logits_logps(model, rows)
+    batch, transform = _batch(model, rows), logit_transform(bare.config)
+    scores: list[Tensor] = []
+
+    def score(hidden: Tensor) -> Tensor:
+        scores.append(fused_logps(batch.at_scored(hidden), head, batch.target, transform))
+        return hidden[:0]
+
+    empty_logits = _forward(model, head, score, batch)
+    (logps,) = scores
+    # the sum is an exact 0, and ties the result to the output that wrappers (FSDP) watch
+    return ResponseTokens(logps + empty_logits.sum(), batch.row_index)
+
+
+def full_logits_logps(model: torch.nn.Module, rows: Sequence[Row]) -> ResponseTokens:
+    """token_logps from padded rows and full logits: for every architecture, and the yardstick of the fast path."""
+    batch = padded_rows(rows, _device(model))
+    logits = batch.at_scored(model(**batch.inputs, use_cache=False).logits)
     logps = torch.log_softmax(logits.float(), dim=-1)
-    return ResponseTokens(logps.gather(-1, targets[:, None]).squeeze(-1), row_index)
+    return ResponseTokens(logps.gather(-1, batch.target[:, None]).squeeze(-1), batch.row_index)
 
 
 def response_logits(model: torch.nn.Module, rows: Sequence[Row]) -> tuple[Tensor, Tensor, Tensor]:
     """Logits [N, V] at the positions that predict response tokens, the tokens [N], and their rows [N]."""
-    device = next(model.parameters()).device
-    batch = pad_rows(rows, device)
-    logits = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False).logits
-    return logits[batch.row_index, batch.position - 1], batch.target, batch.row_index
+    batch, head = _batch(model, rows), fused_head_of(bare_model(model))
+    if head is None:
+        logits = batch.at_scored(model(**batch.inputs, use_cache=False).logits)
+    else:
+        logits = _forward(model, head, lambda hidden: batch.at_scored(hidden)[None], batch)[0]
+    return logits, batch.target, batch.row_index
 
 
 def sequence_kls(policy: torch.nn.Module, reference: torch.nn.Module, rows: Sequence[Row]) -> Tensor:
@@ -50,5 +75,34 @@ def sequence_kls(policy: torch.nn.Module, reference: torch.nn.Module, rows: Sequ
     logits, _, row_index = response_logits(policy, rows)
     logps = torch.log_softmax(logits.float(), dim=-1)
     ref_logps = torch.log_softmax(response_logits(reference, rows)[0].float(), dim=-1)
-    kls = (logps.exp() * (logps - ref_logps)).sum(-1)
-    return torch.zeros(len(rows), dtype=torch.float64, device=kls.device).index_add(0, row_index, kls.double())
+    return _row_sums((logps.exp() * (logps - ref_logps)).sum(-1), row_index, len(rows))
+
+
+def _batch(model: torch.nn.Module, rows: Sequence[Row]) -> ScoredBatch:
+    """The forward pass over the rows: trees where the model takes them."""
+    make = tree_rows if takes_trees(bare_model(model)) else padded_rows
+    return make(rows, _device(model))
+
+
+def _forward(
+    model: torch.nn.Module, head: torch.nn.Module, change: Callable[[Tensor], Tensor], batch: ScoredBatch
+) -> Tensor:
+    """The model's logits when its head works on change(hidden states [B, T, H]).
+
+    A hook in the model's own forward, because wrappers (DDP, FSDP, ZeRO) gather weights round that forward.
+    """
+    hook = head.register_forward_pre_hook(lambda _, args: (change(args[0]),))
+    try:
+        logits: Tensor = model(**batch.inputs, use_cache=False).logits
+    finally:
+        hook.remove()
+    return logits
+
+
+def _row_sums(values: Tensor, row_index: Tensor, num_rows: int) -> Tensor:
+    """[N] -> [num_rows] float64"""
+    return torch.zeros(num_rows, dtype=torch.float64, device=values.device).index_add(0, row_index, values.double())
+
+
+def _device(model: torch.nn.Module) -> torch.device:
+    return next(model.parameters()).device

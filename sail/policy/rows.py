@@ -1,7 +1,7 @@
 """Rows of tokens: a prompt with one response, padded together and split by token budget."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor
@@ -16,30 +16,43 @@ class Row(NamedTuple):
         return len(self.prompt_ids) + len(self.response_ids)
 
 
-class PaddedRows(NamedTuple):
-    """R rows of at most T tokens with N response tokens in all, padded on the right."""
+class ScoredBatch(NamedTuple):
+    """A forward pass over rows, and where in its [B, T] positions the N response tokens are predicted."""
 
-    input_ids: Tensor  # [R, T]
-    attention_mask: Tensor  # [R, T]
-    row_index: Tensor  # [N] the row of each response token
-    position: Tensor  # [N] its position in the row, >= 1
+    inputs: dict[str, Any]  # keyword arguments of the model
+    scored: Tensor  # [N] index into the B * T positions; the tokens of a row after one another, rows in order
     target: Tensor  # [N] the token
+    row_index: Tensor  # [N] its row
+
+    @classmethod
+    def of(
+        cls, inputs: dict[str, Any], scored: Sequence[Sequence[int]], rows: Sequence[Row], device: torch.device
+    ) -> Self:
+        """From the predicting positions of each row's response tokens."""
+        flat = [position for positions in scored for position in positions]
+        target = [token for row in rows for token in row.response_ids]
+        row_index = [index for index, row in enumerate(rows) for _ in row.response_ids]
+        return cls(
+            inputs, *(torch.tensor(values, dtype=torch.int64, device=device) for values in (flat, target, row_index))
+        )
+
+    def at_scored(self, states: Tensor) -> Tensor:
+        """[B, T, H] -> [N, H]"""
+        return states.flatten(0, 1).index_select(0, self.scored)
 
 
-def pad_rows(rows: Sequence[Row], device: torch.device) -> PaddedRows:
+def padded_rows(rows: Sequence[Row], device: torch.device) -> ScoredBatch:
+    """One row of the batch each, padded on the right."""
     width = max(row.num_tokens for row in rows)
     input_ids = torch.zeros(len(rows), width, dtype=torch.int64)
     mask = torch.zeros(len(rows), width, dtype=torch.int64)
-    row_index: list[int] = []
-    position: list[int] = []
     for index, row in enumerate(rows):
         input_ids[index, : row.num_tokens] = torch.tensor([*row.prompt_ids, *row.response_ids])
         mask[index, : row.num_tokens] = 1
-        row_index += [index] * len(row.response_ids)
-        position += range(len(row.prompt_ids), row.num_tokens)
-    rows_N, position_N = torch.tensor(row_index), torch.tensor(position)
-    tensors = (input_ids, mask, rows_N, position_N, input_ids[rows_N, position_N])
-    return PaddedRows(*(tensor.to(device) for tensor in tensors))
+    first = [index * width + len(row.prompt_ids) - 1 for index, row in enumerate(rows)]
+    scored = [range(start, start + len(row.response_ids)) for start, row in zip(first, rows, strict=True)]
+    inputs = {"input_ids": input_ids.to(device), "attention_mask": mask.to(device)}
+    return ScoredBatch.of(inputs, scored, rows, device)
 
 
 def split_by_tokens(widths: Sequence[int], budget: int, members: int = 1) -> list[list[int]]:

@@ -40,14 +40,25 @@ def logps_of(
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model.to(device)
     pairs = [(group.prompt, sample) for group in groups for sample in group.samples]
+    widths = _group_widths(groups)  # equal within a group, which so stays together and shares its prompt
     rows = [Row(prompt.token_ids, sample.token_ids) for prompt, sample in pairs]
     logps = torch.zeros(len(rows), dtype=torch.float64)
-    for batch in split_by_tokens([row.num_tokens for row in rows], max_tokens):
+    for batch in split_by_tokens(widths, max_tokens):
         with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=bf16):
             logps[batch] = sequence_logps(model, [rows[index] for index in batch]).cpu()
     return [
         ResponseLogps(sample.response_id, logp, len(sample.token_ids))
         for (_, sample), logp in zip(pairs, logps.tolist(), strict=True)
+    ]
+
+
+def _group_widths(groups: Sequence[SampleGroup]) -> list[int]:
+    """For each response, the tokens of its group's longest row."""
+    longest = [max((len(sample.token_ids) for sample in group.samples), default=0) for group in groups]
+    return [
+        len(group.prompt.token_ids) + tokens
+        for group, tokens in zip(groups, longest, strict=True)
+        for _ in group.samples
     ]
 
 
