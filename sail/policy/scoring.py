@@ -15,7 +15,7 @@ from sail.policy.loading import Checkpoint, load_policy
 from sail.policy.logprobs import sequence_logps
 from sail.policy.rows import Row, split_by_tokens
 
-VERSION = 1
+VERSION = 2
 
 
 def score_logps(
