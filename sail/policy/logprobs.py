@@ -35,11 +35,13 @@ def sequence_logps(model: torch.nn.Module, rows: Sequence[Row]) -> Tensor:
 
 def token_logps(model: torch.nn.Module, rows: Sequence[Row]) -> ResponseTokens:
     """log pi of every response token at temperature 1."""
-    bare = bare_model(model)
-    head = fused_head_of(bare)
-    if head is None:
-        return full_logits_logps(model, rows)
-    batch, transform = _batch(model, rows), logit_transform(bare.config)
+    head = fused_head_of(bare_model(model))
+    return full_logits_logps(model, rows) if head is None else fused_head_logps(model, head, _batch(model, rows))
+
+
+def fused_head_logps(model: torch.nn.Module, head: torch.nn.Linear, batch: ScoredBatch) -> ResponseTokens:
+    """token_logps of a model with a known head, from trees or padded rows."""
+    transform = logit_transform(bare_model(model).config)
     scores: list[Tensor] = []
 
     def score(hidden: Tensor) -> Tensor:
