@@ -110,3 +110,9 @@ def test_broken_json_names_the_file(tmp_path: Path) -> None:
     (tmp_path / "data.jsonl").write_text('{"prompt": ')
     with pytest.raises(UserError, match="cannot be read"):
         read_source(DataSettings(path="data.jsonl"), tmp_path / "data.jsonl", "data.prefs")
+
+
+def test_a_split_of_a_local_file_is_refused_rather_than_ignored(tmp_path: Path) -> None:
+    (tmp_path / "data.jsonl").write_text('{"prompt": "tea?"}')
+    with pytest.raises(UserError, match=r"data\.prefs\.split: split 'test' of a local file"):
+        source_leaf(DataSettings(path=str(tmp_path / "data.jsonl"), split="test"), "data.prefs")

@@ -252,6 +252,7 @@ def test_the_hub_example_runs_to_its_end_on_a_tiny_qwen(
     overrides = [
         f"model_name_or_path={qwen['policy']}", f"labelers.rm.path={qwen['reward']}",
         f"data.prefs.path={UF_FOLDER / 'train_clean.jsonl'}", f"data.heldout.path={UF_FOLDER / 'eval_clean.jsonl'}",
+        "data.prefs.split=null", "data.heldout.split=null",
         "generation.engine=transformers",
     ]  # fmt: skip
     command = ["run", str(CONFIGS / "examples" / "ultrafeedback_qwen_gpu.yaml"), *overrides, "--smoke"]
