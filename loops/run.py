@@ -1,6 +1,7 @@
 """Running a config: plan it, say what is reused, turn the loop, and leave a table and a report."""
 
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from loops.diary import Diary
 from loops.iterate import START, RoundRecord, run_phases
 from loops.plan import PlanBuilder
 from loops.run_folder import RunFolder, label_counts, settings_yaml, step_metrics
+from sail.core.errors import UserError
 from sail.core.run_settings import RunSettings
 from sail.core.store import Store
 from sail.evaluation.report import ReportData, RoundRow, write_report
@@ -33,6 +35,7 @@ def make_plan(settings: RunSettings, folder: RunFolder) -> PlanBuilder:
 
 def run(config: Config, settings: RunSettings, folder: RunFolder, console: Console) -> Path:
     """Run or resume; returns the path of the report. Raises UserError before anything is computed where it can."""
+    _one_process()
     for warning in check_run(settings, ENGINES):
         console.print(f"[yellow]warning[/] {escape(warning)}", highlight=False)
     plan = make_plan(settings, folder)
@@ -65,6 +68,15 @@ def _turn(settings: RunSettings, folder: RunFolder, log_folder: Path, console: C
         context.close()
     folder.write_records(records, settings, finished=True)
     return records
+
+
+def _one_process() -> None:
+    processes = os.environ.get("WORLD_SIZE", "1")
+    if processes != "1":
+        raise UserError(
+            f"WORLD_SIZE is {processes}: training in several processes is not built yet", where="sail run",
+            cure="Start it without torchrun and accelerate launch",
+        )  # fmt: skip
 
 
 def _check_engines(plan: PlanBuilder, settings: RunSettings) -> None:

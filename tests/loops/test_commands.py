@@ -83,6 +83,16 @@ def test_a_starter_config_of_every_preset_resolves(preset: str, capsys: pytest.C
     assert settings.phases[0].preset == preset
 
 
+def test_several_processes_are_refused_rather_than_run_twice(
+    testbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    where = (f"model_name_or_path={testbed / 'sft'}", f"data.prefs.path={testbed / 'prefs.jsonl'}")
+    assert exit_code("run", "dpo", *where, "--out", str(tmp_path / "runs" / "two")) == 2
+    assert "WORLD_SIZE is 2" in capsys.readouterr().err
+    assert not (tmp_path / "runs").exists()
+
+
 def test_a_starter_config_never_overwrites_a_file(tmp_path: Path) -> None:
     (tmp_path / "mine.yaml").write_text("mine")
     assert exit_code("init", "dpo", "--out", str(tmp_path / "mine.yaml")) == 2
