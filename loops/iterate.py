@@ -76,7 +76,7 @@ class PhaseLoop:
         self.start_scores: dict[str, Artifact] = {}
 
     def rounds(self) -> Iterator[RoundRecord]:
-        start = self._evaluated(START, {})
+        start = self._evaluated(START)
         if start is not None and self.first_round == 0:
             yield RoundRecord(START, self.phase.name, start)
         for turn in range(max(1, self.phase.num_rounds)):
@@ -85,7 +85,7 @@ class PhaseLoop:
             self.policies.append(checkpoint)
             made["checkpoint"] = checkpoint
             if (turn + 1) % self.phase.evaluation.every == 0 or turn + 1 == max(1, self.phase.num_rounds):
-                made |= self._evaluated(turn, made) or {}
+                made |= self._evaluated(turn) or {}
             yield RoundRecord(self.first_round + turn, self.phase.name, made)
 
     def reference(self, turn: int) -> Checkpoint:
@@ -191,7 +191,7 @@ class PhaseLoop:
             self.builder, responses, checkpoint, bf16=update.bf16, max_tokens=update.max_tokens_per_microbatch
         )
 
-    def _evaluated(self, turn: int, made: Mapping[str, Artifact]) -> dict[str, Artifact] | None:
+    def _evaluated(self, turn: int) -> dict[str, Artifact] | None:
         """Held-out samples of the policy after round `turn`, their scores, and the metrics."""
         phase, context = self.phase, self.context
         if phase.evaluation.num_prompts == 0:

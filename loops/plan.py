@@ -1,9 +1,7 @@
 """A plan: the loop itself, run with a builder that builds nothing and writes down what it would."""
 
 from collections import Counter
-from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 from sail.core.artifacts import Artifact
 from sail.core.run_settings import PhaseSettings, RunSettings
@@ -14,7 +12,6 @@ from sail.core.store import Build, Recipe, Store
 class PlannedStage:
     artifact: Artifact
     reused: bool
-    estimate: Mapping[str, Any]
 
 
 @dataclass
@@ -24,9 +21,9 @@ class PlanBuilder:
     store: Store
     stages: dict[str, PlannedStage] = field(default_factory=dict)
 
-    def build(self, recipe: Recipe, run: Build, estimate: Mapping[str, Any] | None = None) -> Artifact:
+    def build(self, recipe: Recipe, run: Build) -> Artifact:
         artifact = self.store.artifact(recipe.stage, recipe.key)
-        self.stages.setdefault(artifact.id, PlannedStage(artifact, artifact.committed, estimate or {}))
+        self.stages.setdefault(artifact.id, PlannedStage(artifact, artifact.committed))
         return artifact
 
     @property

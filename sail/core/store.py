@@ -55,9 +55,6 @@ class Workspace:
         os.replace(temporary, self.path / f"{name}.parquet")
         atomic.sync_folder(self.path)
 
-    def has(self, name: str) -> bool:
-        return (self.path / f"{name}.parquet").exists()
-
     def read(self, name: str, kind: type[_R]) -> list[_R]:
         return read_table(self.path / f"{name}.parquet", kind)
 
@@ -81,7 +78,7 @@ class StageEvent:
 class Builder(Protocol):
     """What a stage needs of the store; a plan is a builder that only writes down."""
 
-    def build(self, recipe: Recipe, run: Build, estimate: Mapping[str, Any] | None = None) -> Artifact: ...
+    def build(self, recipe: Recipe, run: Build) -> Artifact: ...
 
 
 @dataclass
@@ -92,7 +89,7 @@ class Store:
     def artifact(self, stage: str, key: str) -> Artifact:
         return Artifact(stage, key, self.root / f"{stage}-{key}")
 
-    def build(self, recipe: Recipe, run: Build, estimate: Mapping[str, Any] | None = None) -> Artifact:
+    def build(self, recipe: Recipe, run: Build) -> Artifact:
         """The artifact of this recipe: the committed one, or what `run` makes of its workspace.
 
         `run` may find work of a killed attempt in the workspace and returns the figures for the manifest.

@@ -64,8 +64,7 @@ def generate(
         "round": round_index, "seed": seed,
     }  # fmt: skip
     inputs = {"prompts": prompts, "policy": policy}
-    estimate = {"samples_per_prompt": num_samples, "prompts": per_round}
-    return builder.build(Recipe("samples", VERSION, recipe, inputs), run, estimate)
+    return builder.build(Recipe("samples", VERSION, recipe, inputs), run)
 
 
 class _Writer:

@@ -57,7 +57,7 @@ def update(builder: Builder, inputs: UpdateInputs) -> Artifact:
         rows = {f"rows/{name}": len(route_items) for name, route_items in items.items()}
         return {"steps": position.step, **rows, **{f"last/{name}": value for name, value in last.items()}}
 
-    return builder.build(_recipe(inputs), run, {"rows": {route.name: route.settings.share for route in inputs.routes}})
+    return builder.build(_recipe(inputs), run)
 
 
 def _recipe(inputs: UpdateInputs) -> Recipe:

@@ -62,7 +62,7 @@ def test_a_failed_build_keeps_its_parts_and_leaves_no_artifact(tmp_path: Path) -
     assert not store.artifact("logps", recipe().key).committed
 
     def finish(workspace: Workspace) -> dict[str, int]:
-        assert workspace.has("logps-00000")
+        assert workspace.read("logps-00000", ResponseLogps) == ROWS
         workspace.write("logps-00001", ROWS, ResponseLogps)
         return {}
 

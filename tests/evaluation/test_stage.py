@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -91,7 +90,7 @@ def test_without_scorers_rewards_are_absent(store: Store, tmp_path: Path) -> Non
 class Notebook:
     """A builder that only writes down, as a plan does."""
 
-    def build(self, recipe: Recipe, run: Build, estimate: Mapping[str, Any] | None = None) -> Artifact:
+    def build(self, recipe: Recipe, run: Build) -> Artifact:
         return Artifact(recipe.stage, recipe.key, Path("/not/yet"))
 
 

@@ -8,10 +8,11 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from sail.policy.fused_head import TILE
 from sail.policy.logprobs import sequence_logps
 from sail.policy.rows import Row
 
-VOCAB = 101
+VOCAB = TILE + 101  # more than one tile of the head
 SIZES = {
     "vocab_size": VOCAB, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
     "num_key_value_heads": 2, "head_dim": 8, "max_position_embeddings": 128, "initializer_range": 0.2,

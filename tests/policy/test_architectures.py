@@ -1,11 +1,10 @@
 """Which architecture takes which shortcut, and that each one gives the plain forward's values and gradients."""
 
 import pytest
+import torch
 
-from sail.policy import architectures
 from sail.policy.architectures import fused_head_of, takes_trees
-from sail.policy.logprobs import sequence_logps
-from sail.policy.trees import TREE_ATTENTION
+from sail.policy.trees import TREE_ATTENTION, tree_rows
 from tests.policy.oracle import assert_equals_oracle, tiny_model
 from tests.policy.row_patterns import PATTERNS
 
@@ -37,7 +36,9 @@ def test_an_unknown_architecture_gives_full_logits_and_says_so_once(caplog: pyte
     assert sum("full logits" in message for message in told) == 1
 
 
-def test_a_model_that_drops_the_trees_on_the_way_is_stopped_not_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(architectures, "_PLAIN_ATTENTION", {"stablelm"})
+def test_a_model_that_drops_the_trees_on_the_way_is_stopped_not_wrong() -> None:
+    model = tiny_model("stablelm")
+    model.set_attn_implementation(TREE_ATTENTION)
+    batch = tree_rows(PATTERNS["a pair"], torch.device("cpu"))
     with pytest.raises(RuntimeError, match="does not hand `trees` on"):
-        sequence_logps(tiny_model("stablelm"), PATTERNS["a pair"])
+        model(**batch.inputs, use_cache=False)

@@ -5,23 +5,17 @@ from typing import Any
 import pytest
 import torch
 
-from sail.policy import fused_head
-from sail.policy.fused_head import LogitTransform, fused_logps
+from sail.policy.fused_head import TILE, LogitTransform, fused_logps
 from tests.policy.oracle import LargestTensor
 
-TOKENS, HIDDEN, VOCAB = 40, 16, 333
-
-
-@pytest.fixture(autouse=True)
-def _many_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fused_head, "TILE", 50)
+TOKENS, HIDDEN, VOCAB = 40, 16, 2 * TILE + 333  # two whole tiles and a part of one
 
 
 def _case(*, bias: bool = False, dtype: torch.dtype = torch.float64) -> tuple[torch.Tensor, Any, torch.Tensor]:
     torch.manual_seed(0)
     head = torch.nn.Linear(HIDDEN, VOCAB, bias=bias, dtype=dtype)
     targets = torch.randint(VOCAB, (TOKENS,))
-    targets[:4] = torch.tensor([0, 49, 50, VOCAB - 1])  # the edges of tiles
+    targets[:4] = torch.tensor([0, TILE - 1, TILE, VOCAB - 1])  # the edges of tiles
     return 3 * torch.randn(TOKENS, HIDDEN, dtype=dtype).requires_grad_(), head, targets
 
 
@@ -75,7 +69,7 @@ def test_no_tensor_of_tokens_times_vocabulary_is_made() -> None:
     hidden, head, targets = _case()
     with LargestTensor() as seen:
         fused_logps(hidden, head, targets).sum().backward()
-    assert seen.largest == VOCAB * HIDDEN  # the gradient of W; all logits would be 40 x 333
+    assert seen.largest == TOKENS * TILE  # one tile of logits
     with LargestTensor() as seen:
         _plain(hidden, head, targets, LogitTransform())
     assert seen.largest == TOKENS * VOCAB
