@@ -6,12 +6,13 @@ from sail.core.errors import UserError
 from sail.core.records import LabelMode
 from sail.core.run_settings import LossSettings, PhaseSettings, RouteSettings, RunSettings
 from sail.core.settings import nearest
+from sail.labeling.ratings import Kind
 from sail.objectives import find_loss
 from sail.objectives.route_facts import RouteFacts
 from sail.objectives.rules import check_route
 from sail.update.batches import exact_shares
 
-POLICY, NOBODY = "policy", "none"
+POLICY, REFERENCE, NOBODY, DATA_ORDER = "policy", "reference", "none", "order"
 
 
 def check_run(settings: RunSettings, engines: Iterable[str]) -> list[str]:
@@ -46,15 +47,27 @@ def loss_params(loss: LossSettings) -> dict[str, float]:
     return {**find_loss(loss.type).params, **loss.params}
 
 
+def rating_kind(phase: PhaseSettings, route: RouteSettings) -> Kind | None:
+    """What the labels of a route of single responses say, None where nobody labels them: as asked, else as needed."""
+    if route.labels.by == NOBODY:
+        return None
+    wanted = route.labels.as_ or find_loss(route_loss(phase, route).type).target
+    if wanted == "preference":
+        return None
+    scored = route.filter is not None or phase.components.prompt_tag is not None
+    return wanted or ("score" if scored else None)
+
+
 def samples_policy(phase: PhaseSettings) -> bool:
-    """Some route of this phase trains on samples of the policy."""
-    return any(route.responses == POLICY and route.share != 0 for route in phase.routes.values())
+    """Some route of this phase trains on samples drawn in the run."""
+    return any(route.samples and route.share != 0 for route in phase.routes.values())
 
 
 def sources_of(phase: PhaseSettings) -> list[str]:
     """The data sources that rows and prompts of this phase come from."""
     prompts = [phase.prompts.source] if phase.prompts and samples_policy(phase) else []
-    return prompts + [r.responses for r in phase.routes.values() if r.responses != POLICY and r.share != 0]
+    used = [source for route in phase.routes.values() if route.share != 0 for source in route.sources]
+    return prompts + [source for source in used if source not in (POLICY, REFERENCE)]
 
 
 def _check_schedule(phase: PhaseSettings) -> None:
@@ -76,7 +89,7 @@ def _check_sources(phase: PhaseSettings, settings: RunSettings) -> None:
         )  # fmt: skip
     if samples_policy(phase) and phase.num_rounds == 0:
         raise UserError(
-            "a route with responses: policy needs rounds",
+            "a route with responses: policy or reference needs rounds",
             where=f"{phase.name}: num_rounds",
             cure="Set num_rounds: 1 or more",
         )
@@ -94,9 +107,10 @@ def _check_sources(phase: PhaseSettings, settings: RunSettings) -> None:
 
 def _check_route(phase: PhaseSettings, name: str, route: RouteSettings, settings: RunSettings) -> list[str]:
     where = f"{phase.name}: routes.{name}"
-    _one_of(route.responses, [POLICY, *settings.data], f"{where}.responses")
-    _one_of(route.labels.by, [POLICY, NOBODY, *settings.data, *settings.labelers], f"{where}.labels")
-    if route.labels.by in settings.data and route.labels.by != route.responses:
+    for source in route.sources:
+        _one_of(source, [POLICY, REFERENCE, *settings.data], f"{where}.responses")
+    _one_of(route.labels.by, [POLICY, NOBODY, DATA_ORDER, *settings.data, *settings.labelers], f"{where}.labels")
+    if route.labels.by in settings.data and (route.labels.by,) != route.sources:
         problem = f"data source {route.labels.by!r} has verdicts on its own pairs only, not on {route.responses!r}"
         raise UserError(problem, where=f"{where}.labels", cure="Label by a labeler or by the policy")
     loss = route_loss(phase, route)
@@ -118,7 +132,7 @@ def _check_loss(loss: LossSettings, where: str) -> None:
             known = list(row.params)
             cure = nearest(name, known) if known else "It takes none"
             raise UserError(f"loss {loss.type!r} has no parameter {name!r}", where=where, cure=cure)
-    row.baseline_start(**loss_params(loss))  # refuses values out of range before anything is computed
+    row.check(**loss_params(loss))  # refuses values out of range before anything is computed
 
 
 def _facts(phase: PhaseSettings, route: RouteSettings, loss: LossSettings, settings: RunSettings) -> RouteFacts:
@@ -127,11 +141,15 @@ def _facts(phase: PhaseSettings, route: RouteSettings, loss: LossSettings, setti
     generation = phase.generation
     before = settings.phases.index(phase) - 1
     same_as_start = ["base", "previous"] + ([settings.phases[before].name] if before >= 0 else [])
-    unpaired = find_loss(loss.type).unit == "response"
     return RouteFacts(
         loss=loss.type,
-        responses_from_policy=route.responses == POLICY,
-        labels_by="none" if by == NOBODY or unpaired else ("policy" if by == POLICY else "others"),
+        responses_from_policy=POLICY in route.sources,
+        sources=len(route.sources),
+        labels_by="none" if by == NOBODY else ("order" if by == DATA_ORDER else "policy" if by == POLICY else "others"),
+        labels_as=rating_kind(phase, route) or (route.labels.as_ or ""),
+        filtered=route.filter is not None,
+        has_value=phase.components.value is not None,
+        has_prompt_tag=phase.components.prompt_tag is not None,
         mode=mode,
         when=route.labels.when,
         sail_coef=route.sail_coef,
@@ -153,7 +171,7 @@ def _facts(phase: PhaseSettings, route: RouteSettings, loss: LossSettings, setti
 def _filters(phase: PhaseSettings, route: RouteSettings) -> bool:
     hygiene = phase.hygiene
     drops = (hygiene.truncated, hygiene.empty, hygiene.identical, hygiene.ties)
-    return route.responses == POLICY and ("drop" in drops or hygiene.min_margin > 0)
+    return POLICY in route.sources and ("drop" in drops or hygiene.min_margin > 0)
 
 
 def label_mode(route: RouteSettings) -> LabelMode:

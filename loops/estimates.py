@@ -70,7 +70,7 @@ def _sampled_tokens(phase: PhaseSettings) -> int:
     """Upper bound of tokens drawn; rounds over all prompts are counted once per held-out set only."""
     length = phase.generation.max_completion_length
     per_round = phase.prompts.per_round if phase.prompts and phase.prompts.per_round else 0
-    drawn = sum(route.num_generations * per_round for route in phase.routes.values() if route.responses == "policy")
+    drawn = sum(route.num_generations * per_round for route in phase.routes.values() if route.samples)
     held_out = phase.evaluation.num_prompts * phase.evaluation.num_generations
     return length * (phase.num_rounds * drawn + (max(1, phase.num_rounds) + 1) * held_out)
 

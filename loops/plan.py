@@ -50,7 +50,7 @@ def lineage(settings: RunSettings) -> list[str]:
 
 def _lineage(phase: PhaseSettings, before: str) -> str:
     routes = "; ".join(
-        f"{name} ({route.share}): responses by {route.responses}, labels by {route.labels.by}"
+        f"{name} ({route.share}): responses by {' and '.join(route.sources)}, labels by {route.labels.by}"
         for name, route in phase.routes.items()
     )
     references = {"base": before, "previous": "each round's starting policy"}

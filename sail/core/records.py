@@ -106,6 +106,16 @@ class DatasetVerdict:
 
 
 @dataclass(frozen=True, slots=True)
+class DatasetRating:
+    """What a dataset says of a single response: a score, a thumb, or both."""
+
+    prompt_id: str
+    response_id: str
+    score: float | None
+    thumb: bool | None
+
+
+@dataclass(frozen=True, slots=True)
 class Example:
     """What a scorer sees of a response."""
 
@@ -176,14 +186,30 @@ class PreferencePair:
 
 @dataclass(frozen=True, slots=True)
 class ResponseRow:
-    """One response a pointwise loss learns from."""
+    """One response a pointwise loss learns from, and what its labeler says of it.
+
+    target is what the loss reads: the normalised score, 1 or 0 for a thumb up or down, a win rate; None without
+    labels. tag is what conditional alignment wrote at the end of the prompt ('' for none; dropped tags too).
+    mismatched_id is the response of another prompt that KTO's KL estimate puts behind this prompt ('' elsewhere).
+    """
 
     row_id: str
     prompt_id: str
     response_id: str
     round_index: int
+    labeler: str
+    labeler_digest: str
+    score: float | None
+    target: float | None
+    tag: str
+    mismatched_id: str
     prompt: tuple[Message, ...]
     completion: tuple[Message, ...]
+
+    @property
+    def mismatched_response_id(self) -> str:
+        """The id under which the mismatched response stands behind this row's prompt."""
+        return f"{self.response_id}~{self.mismatched_id}"
 
 
 def index_responses(groups: Sequence[SampleGroup]) -> dict[str, tuple[Prompt, Sample]]:

@@ -1,5 +1,6 @@
 """The settings of a run: one section per stage, defaults are vetted settings (their source beside them)."""
 
+import re
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
@@ -63,10 +64,29 @@ class PromptSettings(Settings):
 class LabelSettings(Settings):
     """How the pairs of a route get their labels (docs/methods.md, the label table)."""
 
-    by: str = meaning(doc="a data source, a labeler, 'policy', or 'none'")
+    by: str = meaning(doc="a data source, a labeler, 'policy', 'order' (earlier sources of the route win), or 'none'")
+    as_: Literal["preference", "thumbs", "score", "win_rate"] | None = meaning(
+        None, "what labels say; default: what the loss needs", alias="as"
+    )
     mode: Literal["hard", "sampled", "soft"] | None = meaning(None, "default: soft by the policy, else hard")
     when: Literal["fresh", "frozen"] = meaning("fresh", "labels by the policy: at the current parameters, or once")
     temperature: float = meaning(1.0, "P(A over B) = sigmoid((r_A - r_B) / temperature)", gt=0)
+    normalize: Literal["zscore", "none"] = meaning("zscore", "as score: over all rows, before loss, filter and tag")
+    threshold: float | None = meaning(None, "as thumbs: up above this raw score; default: the mean")
+
+
+class FilterSettings(Settings):
+    """Which single responses are trained on, by their score; each prompt is looked at by itself but for threshold."""
+
+    top_k: int | None = meaning(None, "the best k of a prompt", gt=0)
+    quantile: float | None = meaning(None, "those at or above this quantile of their prompt", ge=0, lt=1)
+    threshold: float | None = meaning(None, "those above this score, normalised as the labels say")
+
+    @model_validator(mode="after")
+    def _one_rule(self) -> "FilterSettings":
+        if sum(value is not None for value in (self.top_k, self.quantile, self.threshold)) != 1:
+            raise ValueError("a filter needs exactly one of top_k, quantile and threshold")
+        return self
 
 
 class LossSettings(Settings):
@@ -86,8 +106,11 @@ class LossSettings(Settings):
 class RouteSettings(Settings):
     """One stream of rows into the update: who responds, who labels, which share of the batch."""
 
-    responses: str = meaning(doc="a data source, or 'policy'")
+    responses: str | tuple[str, ...] = meaning(
+        doc="a data source, 'policy' or 'reference' (samples), or a list of them whose responses meet by prompt"
+    )
     labels: LabelSettings = meaning(doc="who says which response is better")
+    filter: FilterSettings | None = meaning(None, "single responses that are kept; default: all")
     num_generations: int = meaning(2, "samples per prompt", ge=1)
     keep: Literal["all", "best_worst", "random"] = meaning("all", "which pairs of a prompt's samples are kept")
     share: float | Literal["rest"] = meaning("rest", "share of the global batch")
@@ -109,6 +132,23 @@ class RouteSettings(Settings):
         if isinstance(labels, dict):
             kept["labels"] = labels | short
         return kept
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """The origins of its responses, in the order given."""
+        return (self.responses,) if isinstance(self.responses, str) else self.responses
+
+    @property
+    def samples(self) -> bool:
+        """Some of its responses are drawn in the run, from the policy or from the reference."""
+        return bool({"policy", "reference"} & set(self.sources))
+
+    @field_validator("responses")
+    @classmethod
+    def _some_source(cls, responses: Any) -> Any:
+        if isinstance(responses, tuple) and (not responses or len(set(responses)) != len(responses)):
+            raise ValueError("a list of sources names at least one, each once")
+        return responses
 
     @field_validator("share")
     @classmethod
@@ -210,6 +250,49 @@ class ImportanceSettings(Settings):
     apply_to: Literal["all", "score"] = meaning("all", "'all' is exact, 'score' leaves an error")
 
 
+class ValueSettings(Settings):
+    """A value network beside the policy, with an optimizer of its own (DRO-V: arXiv 2405.19107, section 4)."""
+
+    per: Literal["token", "prompt"] = meaning("token", "V(x, y_<k) at every token, or V(x) at the prompt's last")
+    learning_rate: float = meaning(1e-4, "follows the policy's schedule", gt=0)
+    max_grad_norm: float = meaning(1.0, "0: no clipping", ge=0)
+
+
+class PromptTagSettings(Settings):
+    """Conditional alignment (arXiv 2308.12050): a response's score, written at the end of its prompt."""
+
+    format: str = meaning("<rm_score>: {value:.2f} ", "Python format of the tag; {value} is the normalised score")
+    target: float | str = meaning("p90", "what the policy is asked for: a number, or p50, p90, p99, max of the data's")
+    dropout: float = meaning(0.0, "share of rows trained without their tag", ge=0, lt=1)
+    evaluate_at: tuple[float | str, ...] = meaning((), "further targets that are evaluated")
+
+    @field_validator("format")
+    @classmethod
+    def _names_the_value(cls, text: str) -> str:
+        try:
+            different = text.format(value=0.0) != text.format(value=1.0)
+        except (KeyError, IndexError, ValueError):
+            different = False
+        if not different:
+            raise ValueError("a tag's format must contain {value}, such as {value:.2f}, and nothing else in braces")
+        return text
+
+    @field_validator("target", "evaluate_at")
+    @classmethod
+    def _numbers_or_quantiles(cls, targets: Any) -> Any:
+        for target in targets if isinstance(targets, tuple) else (targets,):
+            if isinstance(target, str) and target != "max" and not re.fullmatch(r"p\d{1,2}(\.\d+)?", target):
+                raise ValueError(f"a target is a number, 'max', or a percentile such as p90, not {target!r}")
+        return targets
+
+
+class ComponentSettings(Settings):
+    """What some methods need beside the policy; saved in its checkpoint and carried across rounds."""
+
+    value: ValueSettings | None = meaning(None, "a value network")
+    prompt_tag: PromptTagSettings | None = meaning(None, "conditional alignment")
+
+
 class EvaluationSettings(Settings):
     prompts: str | None = meaning(None, "data source; default: held-out prompts of the training prompts")
     num_prompts: int = meaning(128, "0: no evaluation", ge=0)
@@ -234,6 +317,7 @@ class PhaseSettings(Settings):
     generation: GenerationSettings = meaning(GenerationSettings())
     importance_sampling: ImportanceSettings = meaning(ImportanceSettings())
     hygiene: HygieneSettings = meaning(HygieneSettings())
+    components: ComponentSettings = meaning(ComponentSettings())
     evaluation: EvaluationSettings = meaning(EvaluationSettings())
 
     @field_validator("routes")

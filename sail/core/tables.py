@@ -37,6 +37,9 @@ SCHEMAS: dict[type, pa.Schema] = {
         ("prompt_id", pa.string()), ("chosen_id", pa.string()), ("rejected_id", pa.string()),
         ("score_chosen", pa.float64()), ("score_rejected", pa.float64()),
     ]),
+    records.DatasetRating: pa.schema([
+        ("prompt_id", pa.string()), ("response_id", pa.string()), ("score", pa.float64()), ("thumb", pa.bool_()),
+    ]),
     records.ScoredGroup: pa.schema([
         ("prompt_id", pa.string()), ("response_ids", pa.list_(pa.string())), ("scores", pa.list_(pa.float64())),
     ]),
@@ -53,7 +56,9 @@ SCHEMAS: dict[type, pa.Schema] = {
     ]),
     records.ResponseRow: pa.schema([
         ("row_id", pa.string()), ("prompt_id", pa.string()), ("response_id", pa.string()),
-        ("round_index", pa.int32()), ("prompt", _MESSAGES), ("completion", _MESSAGES),
+        ("round_index", pa.int32()), ("labeler", pa.string()), ("labeler_digest", pa.string()),
+        ("score", pa.float64()), ("target", pa.float64()), ("tag", pa.string()), ("mismatched_id", pa.string()),
+        ("prompt", _MESSAGES), ("completion", _MESSAGES),
     ]),
 }  # fmt: skip
 

@@ -6,14 +6,14 @@ from transformers import PreTrainedTokenizerBase
 
 from sail.core.artifacts import Artifact, Leaf
 from sail.core.errors import UserError
-from sail.core.records import DatasetVerdict, Message, Prompt, Sample, SampleGroup, content_hash
+from sail.core.records import DatasetRating, DatasetVerdict, Message, Prompt, Sample, SampleGroup, content_hash
 from sail.core.run_settings import DataSettings
 from sail.core.store import Builder, Recipe, Workspace
 from sail.generation.sources import SourceRow, read_source
 from sail.policy.chat import prompt_ids, response_ids
 from sail.policy.loading import Checkpoint, context_length, eos_ids, load_tokenizer
 
-VERSION = 2
+VERSION = 3
 
 
 def import_data(
@@ -26,7 +26,7 @@ def import_data(
     chat_template: Leaf | None,
     max_length: int | None,
 ) -> Artifact:
-    """Tokenise source `name` with the policy's tokenizer: tables groups (SampleGroup) and verdicts (DatasetVerdict)."""
+    """Tokenise source `name` with the policy's tokenizer: tables groups, verdicts and ratings."""
 
     def run(workspace: Workspace) -> dict[str, int]:
         where = f"data.{name}"
@@ -39,6 +39,7 @@ def import_data(
             raise UserError("every row is longer than the context", where=where, cure="Raise max_length")
         workspace.write("groups", list(importer.groups.values()), SampleGroup)
         workspace.write("verdicts", importer.verdicts, DatasetVerdict)
+        workspace.write("ratings", importer.ratings, DatasetRating)
         return importer.counts()
 
     settings = source.recipe() | {"source_name": name, "max_length": max_length}
@@ -54,6 +55,7 @@ class _Importer:
         self.name, self.tokenizer, self.eos, self.max_length = name, tokenizer, eos, max_length
         self.groups: dict[str, SampleGroup] = {}
         self.verdicts: list[DatasetVerdict] = []
+        self.ratings: list[DatasetRating] = []
         self.overlong = 0
         self.identical = 0
 
@@ -72,6 +74,8 @@ class _Importer:
         self._merge(prompt, samples)
         if row.is_pair:
             self._judge(prompt, samples, row)
+        elif samples and (row.thumb is not None or row.scores != (None,)):
+            self.ratings.append(DatasetRating(prompt.prompt_id, samples[0].response_id, row.scores[0], row.thumb))
 
     def _sample(self, prompt: Prompt, text: str) -> Sample:
         ids = response_ids(self.tokenizer, prompt.messages, text, self.eos)
@@ -95,7 +99,8 @@ class _Importer:
     def counts(self) -> dict[str, int]:
         return {
             "prompts": len(self.groups), "responses": sum(len(group.samples) for group in self.groups.values()),
-            "pairs": len(self.verdicts), "dropped_overlong": self.overlong, "dropped_identical": self.identical,
+            "pairs": len(self.verdicts), "ratings": len(self.ratings),
+            "dropped_overlong": self.overlong, "dropped_identical": self.identical,
         }  # fmt: skip
 
 

@@ -3,7 +3,7 @@
 import gzip
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby, takewhile
 from operator import itemgetter
 from pathlib import Path
@@ -28,6 +28,7 @@ class SourceRow:
     responses: tuple[str, ...] = ()
     scores: tuple[float | None, ...] = ()
     is_pair: bool = False
+    thumb: bool | None = None  # of a single response
 
 
 def source_leaf(source: DataSettings, where: str) -> Leaf:
@@ -127,7 +128,7 @@ def _parse(raw: Mapping[str, Any], source: DataSettings, where: str) -> SourceRo
         return _parse_pair(raw, where)
     if "messages" in raw or "conversations" in raw:
         messages = _messages(raw.get("messages") or raw.get("conversations"), where)
-        return _demonstration(messages)
+        return _rated(_demonstration(messages), raw, where)
     if "prompt" not in raw:
         raise UserError(
             f"no column 'prompt', found {sorted(raw)}",
@@ -136,7 +137,22 @@ def _parse(raw: Mapping[str, Any], source: DataSettings, where: str) -> SourceRo
         )
     prompt = _messages(raw["prompt"], where)
     answer = raw.get("completion", raw.get("response"))
-    return SourceRow(prompt) if answer is None else SourceRow(prompt, (_text(answer, where),), (None,))
+    row = SourceRow(prompt) if answer is None else SourceRow(prompt, (_text(answer, where),), (None,))
+    return _rated(row, raw, where)
+
+
+def _rated(row: SourceRow, raw: Mapping[str, Any], where: str) -> SourceRow:
+    """A single response with the score and the thumb (label: true or false, 1 or 0) that stand beside it."""
+    score, label = raw.get("score"), raw.get("label")
+    if not row.responses:
+        return row
+    if label not in (None, True, False, 0, 1):
+        raise UserError(
+            f"label is {label!r}", where=where, cure="A thumb is true or false (1 or 0); a number is a score"
+        )
+    if score is not None and not isinstance(score, (int, float)):
+        raise UserError(f"score is {score!r}", where=where, cure="Give a number")
+    return replace(row, scores=(None if score is None else float(score),), thumb=None if label is None else bool(label))
 
 
 def _parse_pair(raw: Mapping[str, Any], where: str) -> SourceRow:

@@ -31,8 +31,9 @@ def generate(
     round_index: int,
     seed: int,
     chat_template: Leaf | None = None,
+    origin: str = "policy",
 ) -> Artifact:
-    """Draw num_samples responses to each prompt of the round from `policy`.
+    """Draw num_samples responses to each prompt of the round from `policy`; origin 'reference' names its samples so.
 
     `table` of the prompts artifact is 'train' or 'held_out'. The seed of a prompt is the hash of (seed, table, round,
     prompt id); sample i has seed + i.
@@ -49,7 +50,7 @@ def generate(
         if todo:
             workspace.say(f"starting on {len(todo)} prompts")
             engine.use(policy)
-            writer = _Writer(workspace, policy.key, round_index, load_tokenizer(policy, chat_template))
+            writer = _Writer(workspace, policy.key, origin, round_index, load_tokenizer(policy, chat_template))
             first_shard = len(list(workspace.path.glob("groups-*.parquet")))
             for shard, start in enumerate(range(0, len(todo), settings.shard_size), first_shard):
                 part = todo[start : start + settings.shard_size]
@@ -61,16 +62,22 @@ def generate(
 
     recipe = {
         **settings.recipe(), **engine_settings, "table": table, "num_samples": num_samples, "per_round": per_round,
-        "round": round_index, "seed": seed,
+        "round": round_index, "seed": seed, "origin": origin,
     }  # fmt: skip
     inputs = {"prompts": prompts, "policy": policy}
     return builder.build(Recipe("samples", VERSION, recipe, inputs), run)
 
 
 class _Writer:
-    def __init__(self, workspace: Workspace, policy_version: str, round_index: int, tokenizer: Any) -> None:
-        self.workspace, self.policy_version = workspace, policy_version
+    def __init__(
+        self, workspace: Workspace, policy_version: str, origin: str, round_index: int, tokenizer: Any
+    ) -> None:
+        self.workspace, self.policy_version, self.origin = workspace, policy_version, origin
         self.round_index, self.tokenizer = round_index, tokenizer
+
+    @property
+    def _mark(self) -> str:
+        return "r" if self.origin == "policy" else f"{self.origin}-r"
 
     def write(self, shard: int, requests: Sequence[SampleRequest], drawn: Sequence[Sequence[Drawn]]) -> None:
         groups = [
@@ -81,8 +88,8 @@ class _Writer:
 
     def _sample(self, request: SampleRequest, index: int, drawn: Drawn) -> Sample:
         return Sample(
-            response_id=f"{request.prompt.prompt_id}-r{self.round_index}-{index}",
-            origin="policy",
+            response_id=f"{request.prompt.prompt_id}-{self._mark}{self.round_index}-{index}",
+            origin=self.origin,
             text=response_text(self.tokenizer, drawn.token_ids),
             token_ids=drawn.token_ids,
             logprobs=drawn.logprobs,

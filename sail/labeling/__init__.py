@@ -13,7 +13,7 @@ from sail.labeling.labelers.callable import callable_labeler
 from sail.labeling.labelers.dataset import DatasetEvidence
 from sail.labeling.labelers.policy import PolicyEvidence
 from sail.labeling.labelers.reward_model import reward_model_labeler
-from sail.labeling.pairings import Pairing, all_pairs, best_worst, random_pair, verdict_pairs
+from sail.labeling.pairings import Pairing, all_pairs, best_worst, pairs_across, random_pair, verdict_pairs
 
 __all__ = [
     "LABELERS", "PAIRINGS", "DatasetEvidence", "Evidence", "Labeler", "LabelerRow", "PolicyEvidence", "ScoreEvidence",
@@ -27,6 +27,10 @@ LABELERS: dict[str, LabelerRow] = {
     "policy": LabelerRow(
         "policy", scores=None, unit="pair", needs=("a loss with a link", "log-probs under policy and reference"),
         source="Ding et al. 2024, arXiv 2406.15567, section 4: q = sigmoid(beta (h_a - h_b))", status="exact",
+    ),
+    "order": LabelerRow(
+        "order", scores=None, unit="pair", needs=("a list of sources, the better one first",),
+        source="SPIN, Chen et al. 2024, arXiv 2401.01335", status="exact",
     ),
     "reward_model": LabelerRow(
         "reward_model", scores=reward_model_labeler, unit="response",
@@ -42,6 +46,7 @@ LABELERS: dict[str, LabelerRow] = {
 PAIRINGS: dict[str, Pairing] = {
     "verdicts": verdict_pairs,
     "all": all_pairs,
+    "across": pairs_across,
     "best_worst": best_worst,
     "random": random_pair,
 }

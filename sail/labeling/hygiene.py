@@ -13,6 +13,7 @@ from sail.labeling.labels import Label, Opinion
 
 TRUNCATED, EMPTY = "labels/dropped_truncated", "labels/dropped_empty"
 HELD_OUT = "labels/dropped_held_out"
+UNRATED, FILTERED = "labels/dropped_unrated", "labels/dropped_filtered"
 IDENTICAL, TIES, MARGIN = "labels/dropped_identical", "labels/dropped_ties", "labels/dropped_margin"
 
 CURES = {
@@ -22,6 +23,10 @@ CURES = {
     TIES: "Use label_mode: soft or hygiene.ties: keep (a policy that equals its reference prefers nothing)",
     HELD_OUT: "Hold out fewer prompts with evaluation.num_prompts, or name evaluation.prompts a source of its own",
     MARGIN: "Lower hygiene.min_margin",
+}
+_ROW_CURES = {
+    UNRATED: "Give every response a score or a label, or label by a reward model",
+    FILTERED: "Lower the route's filter: threshold is in normalised scores",
 }
 _NO_PARTNER = "A pair needs two responses of one prompt: num_generations 2 or more, or data with chosen and rejected"
 _NO_RESPONSE = "There are no responses: look at the data source or the samples"
@@ -99,5 +104,5 @@ def nothing_left(what: str, num_prompts: int, drops: Counter[str], where: str) -
     reasons = [f"{count} {metric.removeprefix('labels/dropped_')}" for metric, count in drops.most_common() if count]
     dropped = f"dropped {', '.join(reasons)}" if reasons else "dropped none"
     otherwise = _NO_PARTNER if what == "pair" else _NO_RESPONSE
-    cure = CURES[drops.most_common(1)[0][0]] if reasons else otherwise
+    cure = (CURES | _ROW_CURES)[drops.most_common(1)[0][0]] if reasons else otherwise
     return UserError(f"no {what} is left of {num_prompts} prompts: {dropped}", where=where, cure=cure)

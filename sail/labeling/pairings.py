@@ -3,6 +3,7 @@
 - verdicts: the pairs a dataset has judged
 - all: every pair of the n samples; for n = 2 the iid pair that the SAIL gradient needs
 - best_worst: the highest against the lowest score of n (iterative DPO: Dong et al. 2405.07863)
+- across: every pair of responses from different origins (SPIN: demonstrations against samples)
 - random: one pair per prompt, drawn without looking at scores
 """
 
@@ -50,6 +51,11 @@ def verdict_pairs(prompt: Prompt, samples: Sequence[Sample], facts: PairingFacts
 def all_pairs(prompt: Prompt, samples: Sequence[Sample], facts: PairingFacts) -> list[Candidate]:
     """All n (n - 1) / 2 pairs, i < j in the order of the samples."""
     return [_candidate(prompt, a, b) for a, b in combinations(samples, 2)]
+
+
+def pairs_across(prompt: Prompt, samples: Sequence[Sample], facts: PairingFacts) -> list[Candidate]:
+    """All pairs whose responses have different origins, i < j in the order of the samples."""
+    return [pair for pair in all_pairs(prompt, samples, facts) if pair.a.origin != pair.b.origin]
 
 
 def best_worst(prompt: Prompt, samples: Sequence[Sample], facts: PairingFacts) -> list[Candidate]:

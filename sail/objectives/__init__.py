@@ -1,8 +1,8 @@
 """Objectives: pure functions of per-sequence log-probabilities, [B] in, [B] out, unreduced.
 
-To add one: a function in pairwise.py, averaged.py, pairwise_variants.py or pointwise.py, a row below, a row in
-tests/objectives/test_losses.py. A function's keyword-only arguments are its parameters: they are its settings under
-`loss:` with their defaults.
+To add one: a function in the file of its family (pairwise, averaged, pairwise_variants, pointwise, regression,
+streams), a row below, a row in tests/objectives/by_hand.py. A function's keyword-only arguments are its parameters:
+they are its settings under `loss:` with their defaults.
 """
 
 from sail.core.errors import UserError
@@ -11,12 +11,17 @@ from sail.objectives.averaged import dpo_norm, ipo_mean, orpo, simpo
 from sail.objectives.loss_row import LossRow
 from sail.objectives.pairwise import cdpo, dpo, hinge, ipo, rdpo, slic, sppo_hard
 from sail.objectives.pairwise_variants import apo_down, apo_zero, bco_pair, discopop, dpo_pro, exo, nca
-from sail.objectives.pointwise import sft
+from sail.objectives.pointwise import kto, nll, rwr, sft, sppo
+from sail.objectives.regression import dro_p, dro_v, dro_value, rloo
 from sail.objectives.responses import Responses
+from sail.objectives.statistics import StatisticRow, kto_z0, rwr_log_z
+from sail.objectives.streams import abs_margin, kl_policy_ref, kl_ref_policy, linear, optimism
 
 __all__ = ["ALIASES", "LOSSES", "LossRow", "Responses", "find_loss"]
 
 _REFERENCE, _TOKENS, _BOTH = ("reference",), ("num_tokens",), ("reference", "num_tokens")
+_NO_RIVAL = "a single response has no rival that could have won"
+_NO_LABEL = "nobody labels its responses"
 
 LOSSES: dict[str, LossRow] = {
     "dpo": LossRow(dpo, "pair", _REFERENCE, "Rafailov et al. 2023, arXiv 2305.18290, eq. 7", "exact", links.dpo_link),
@@ -79,7 +84,52 @@ LOSSES: dict[str, LossRow] = {
     ),
     "sft": LossRow(
         sft, "response", _TOKENS, "negative log-likelihood per token, every response weighs the same", "exact",
-        hard_only="a single response has no rival that could have won",
+        hard_only=_NO_RIVAL,
+    ),
+    "nll": LossRow(
+        nll, "response", (), "Hu et al. 2023, arXiv 2308.12050, filtering alignment, over the rows a filter keeps",
+        "exact", hard_only=_NO_RIVAL,
+    ),
+    "rwr": LossRow(
+        rwr, "response", (), "Hu et al. 2023, arXiv 2308.12050; Peters and Schaal 2007", "exact", hard_only=_NO_RIVAL,
+        target="score", statistic=StatisticRow(rwr_log_z, "rows"),
+    ),
+    "kto": LossRow(
+        kto, "response", _REFERENCE, "Ethayarajh et al. 2024, arXiv 2402.01306, eq. 8", "exact", hard_only=_NO_RIVAL,
+        target="thumbs", statistic=StatisticRow(kto_z0, "mismatched"),
+        elsewhere="z0 is taken over the global batch; TRL and the authors' code take it over one microbatch",
+    ),
+    "sppo": LossRow(
+        sppo, "response", _REFERENCE, "Wu et al. 2024, arXiv 2405.00675, eq. 4.4", "exact", hard_only=_NO_RIVAL,
+        target="win_rate",
+    ),
+    "dro_v": LossRow(
+        dro_v, "response", _REFERENCE, "Richemond et al. 2024, arXiv 2405.19107, eq. 8 divided by tau", "exact",
+        hard_only=_NO_RIVAL, target="score", critic=dro_value,
+    ),
+    "dro_p": LossRow(
+        dro_p, "group", _REFERENCE, "Richemond et al. 2024, arXiv 2405.19107, eq. 15", "exact", hard_only=_NO_RIVAL,
+        target="score",
+    ),
+    "rloo": LossRow(
+        rloo, "group", _REFERENCE, "Ahmadian et al. 2024, arXiv 2402.14740, eq. 8", "exact", hard_only=_NO_RIVAL,
+        target="score",
+    ),
+    "kl_policy_ref": LossRow(
+        kl_policy_ref, "group", _REFERENCE, "HyPO, Song et al. 2024, arXiv 2406.01462", "reconstructed",
+        hard_only=_NO_LABEL,
+    ),
+    "kl_ref_policy": LossRow(
+        kl_ref_policy, "response", _REFERENCE, "SAIL-RevKL, Wu et al., arXiv 2606.31524", "reconstructed",
+        hard_only=_NO_LABEL,
+    ),
+    "optimism": LossRow(
+        optimism, "response", _REFERENCE, "VPO, Cen et al. 2024, arXiv 2405.19320; XPO, arXiv 2405.21046",
+        "reconstructed", hard_only=_NO_LABEL,
+    ),
+    "linear": LossRow(linear, "pair", _REFERENCE, "SPAC, Ji et al. 2024, arXiv 2406.04274", "reconstructed"),
+    "abs_margin": LossRow(
+        abs_margin, "pair", _REFERENCE, "oracle-robust SAIL, Li et al., arXiv 2602.20457", "reconstructed"
     ),
 }  # fmt: skip
 
@@ -89,6 +139,7 @@ ALIASES: dict[str, str] = {
     "sigmoid_norm": "dpo_norm",
     "exo_pair": "exo",
     "nca_pair": "nca",
+    "fa": "nll",
 }
 
 _BATCH_SORTED = "TRL's {0} sorts log-ratios over the batch: the loss of a pair would depend on its neighbours"

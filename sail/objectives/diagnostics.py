@@ -1,4 +1,4 @@
-"""What to log of a batch of pairs: one function for all losses, values per pair, nothing with a gradient."""
+"""What to log of a batch: one function for all losses of a unit, values per row, nothing with a gradient."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -30,6 +30,14 @@ def pair_diagnostics(a: Responses, b: Responses, p_a: Tensor, *, beta: float = 1
         "logps/chosen": _mix(chosen_a, logps_a, logps_b),
         "logps/rejected": _mix(chosen_a, logps_b, logps_a),
     }
+
+
+def response_diagnostics(responses: Responses) -> dict[str, Tensor]:
+    """What to log of single responses, each [B], detached: log pi, and the log-ratio where there is a reference."""
+    logged = {"logps/responses": responses.logps.detach()}
+    if not bool(torch.isnan(responses.ref_logps).any()):
+        logged["objective/log_ratio"] = log_ratio(responses).detach()
+    return logged
 
 
 class TermScales(NamedTuple):

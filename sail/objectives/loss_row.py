@@ -1,6 +1,5 @@
 """One row of the loss registry: a function and what is true of it."""
 
-import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
@@ -8,9 +7,11 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from sail.objectives.responses import Responses
+from sail.objectives.responses import Responses, Tokens
+from sail.objectives.statistics import StatisticRow, accepted, keyword_defaults
 
-Unit = Literal["pair", "response"]
+Unit = Literal["pair", "response", "group"]
+Target = Literal["", "thumbs", "score", "win_rate"]
 Status = Literal["exact", "heuristic", "reconstructed"]
 
 
@@ -23,8 +24,10 @@ class LossRow:
     """
 
     function: Callable[..., Tensor]
-    """(chosen, rejected, **params) -> [B] for a pair, (responses, **params) -> [B] for a response."""
+    """(chosen, rejected, **params) -> [B] for a pair, (responses, **params) -> [B] for a response or a group; with a
+    statistic or a critic (responses, its value, **params)."""
     unit: Unit
+    """pair; response: one of them per row; group: all responses of a prompt in one row, whose loss is their mean"""
     needs: tuple[str, ...]
     """fields of Responses it reads besides logps: "reference" (ref_logps), "num_tokens"."""
     source: str
@@ -39,6 +42,13 @@ class LossRow:
     elsewhere: str = ""
     """what else the name stands for in other libraries, for those who come from there."""
 
+    target: Target = ""
+    """what labels must say of every response; empty where the loss compares pairs or reads no label"""
+    statistic: StatisticRow | None = None
+    """what it needs to know of the global batch"""
+    critic: Callable[..., Tensor] | None = None
+    """(responses, values [T], **params) -> [B]: the loss of the value network, which components.value must name"""
+
     @property
     def soft_labels(self) -> bool:
         """Labels may lie between 0 and 1; False refuses `mode: soft`."""
@@ -46,17 +56,33 @@ class LossRow:
 
     @property
     def params(self) -> dict[str, float]:
-        """The loss's parameters and their defaults: its keyword-only arguments."""
-        signature = inspect.signature(self.function).parameters.values()
-        return {arg.name: arg.default for arg in signature if arg.kind is inspect.Parameter.KEYWORD_ONLY}
+        """Its parameters and their defaults: keyword-only arguments of the function and of its statistic."""
+        of_statistic = {} if self.statistic is None else keyword_defaults(self.statistic.function)
+        return keyword_defaults(self.function) | of_statistic
+
+    def loss(self, *responses: Responses | Tensor, **params: float) -> Tensor:
+        """The function with those of the parameters that are its own."""
+        return self.function(*responses, **accepted(self.function, params))
+
+    def check(self, **params: float) -> None:
+        """UserError where a parameter lies out of its range; computes the loss of one response, or of two."""
+        one = torch.ones(1, dtype=torch.float64)
+        tokens = Tokens(-one, torch.zeros(1, dtype=torch.int64))
+        response = Responses(-one, -one, one, targets=one, group=tokens.row, tokens=tokens)
+        given: list[Responses | Tensor] = [response] if self.unit == "pair" else []
+        if self.statistic is not None:
+            given.append(self.statistic.function(response, **accepted(self.statistic.function, params)).value)
+        if self.critic is not None:
+            given.append(one)
+        self.loss(response, *given, **params)
 
     def baseline_start(self, **params: float) -> float:
         """b of the first optimizer step: the loss of responses that nothing tells apart, policy == reference.
 
         A constant known before any pair is seen, so it biases nothing: log 2 for dpo, 1/(4 beta^2) for ipo, delta
         for slic. (All log-probs are -1 over one token, rather than 0, where losses with odds have a pole.)
+        Only losses of pairs have a score term, and so a baseline.
         """
         one = torch.ones(1, dtype=torch.float64)
         response = Responses(logps=-one, ref_logps=-one, num_tokens=one)
-        sides = (response, response) if self.unit == "pair" else (response,)
-        return float(self.function(*sides, **params))
+        return float(self.function(response, response, **params))

@@ -38,5 +38,11 @@ def at_most_one(**parameters: float) -> None:
             raise _refusal(name, value, "Use a number above 0 and at most 1")
 
 
+def one_of(name: str, value: float, allowed: tuple[float, ...]) -> None:
+    """One of a few numbers, such as a sign."""
+    if value not in allowed:
+        raise _refusal(name, value, f"Use {' or '.join(f'{choice:g}' for choice in allowed)}")
+
+
 def _refusal(name: str, value: float, cure: str) -> UserError:
     return UserError(f"{name} is {value}", where=f"loss.{name}", cure=cure)

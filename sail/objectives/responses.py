@@ -1,12 +1,22 @@
-"""What an objective sees of a response: three numbers."""
+"""What an objective sees of a response: a few numbers."""
 
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 
+class Tokens(NamedTuple):
+    """The T response tokens of a batch, for the few losses that look at them one by one."""
+
+    logps: Tensor
+    """[T] float64, nats, <= 0: log pi_theta(token | before). Carries the gradient."""
+    row: Tensor
+    """[T] int64: the response a token belongs to; the tokens of a response after one another."""
+
+
 class Responses(NamedTuple):
-    """B responses to B prompts: one side of a batch of pairs, or a batch of single responses.
+    """B responses: one side of a batch of pairs, a batch of single responses, or whole groups after one another.
 
     Example, two responses of 3 and 5 tokens under a policy that equals its reference:
     Responses(logps=[-4.2, -9.0], ref_logps=[-4.2, -9.0], num_tokens=[3.0, 5.0]).
@@ -19,6 +29,13 @@ class Responses(NamedTuple):
     """[B] float64, nats, <= 0: the same sum under the reference policy; detached."""
     num_tokens: Tensor
     """[B] float64, >= 0: the number of tokens in that sum."""
+    targets: Tensor | None = None
+    """[B] float64: what the labels say of each response: its score (normalised as the route asks), 1 or 0 for a thumb
+    up or down, or its win rate. None where the loss reads no label."""
+    group: Tensor | None = None
+    """[B] int64: the prompt of each response, counted from 0; for losses whose unit is a group."""
+    tokens: Tokens | None = None
+    """the same log-probs token by token; for losses with per-token terms."""
 
 
 def log_ratio(responses: Responses) -> Tensor:
@@ -39,3 +56,38 @@ def mean_logps(responses: Responses) -> Tensor:
 def mean_log_ratio_gap(a: Responses, b: Responses) -> Tensor:
     """s_a / |a| - s_b / |b|, shape [B], nats per token; a response without tokens counts 0."""
     return log_ratio(a) / a.num_tokens.clamp_min(1.0) - log_ratio(b) / b.num_tokens.clamp_min(1.0)
+
+
+def group_means(values: Tensor, responses: Responses) -> Tensor:
+    """The mean over each response's group, its own value included, shape [B]."""
+    sizes = _group_sums(torch.ones_like(values), responses)
+    return _group_sums(values, responses) / sizes
+
+
+def leave_one_out_means(values: Tensor, responses: Responses) -> Tensor:
+    """The mean over the OTHER responses of the group, shape [B]; a response alone in its group gets its own value.
+
+    It does not depend on the response it is subtracted from, so it costs a score-function estimator no bias
+    (Kool et al. 2019; Ahmadian et al. 2024, arXiv 2402.14740, eq. 8).
+    """
+    others = _group_sums(torch.ones_like(values), responses) - 1.0
+    rest = _group_sums(values, responses) - values
+    return torch.where(others > 0, rest / others.clamp_min(1.0), values)
+
+
+def group_sizes(responses: Responses) -> Tensor:
+    """The number of responses in each response's group, shape [B]."""
+    return _group_sums(torch.ones_like(responses.logps), responses)
+
+
+def _group_sums(values: Tensor, responses: Responses) -> Tensor:
+    group = responses.group
+    assert group is not None, "a loss whose unit is a group needs groups"
+    sums = values.new_zeros(int(group.max()) + 1 if len(group) else 0).index_add(0, group, values)
+    return sums[group]
+
+
+def targets_of(responses: Responses) -> Tensor:
+    """The labels, [B]; only losses that declare a target ask for them."""
+    assert responses.targets is not None, "the route's rows carry no labels"
+    return responses.targets

@@ -12,7 +12,17 @@ class RouteFacts:
     """a name or alias of LOSSES"""
     responses_from_policy: bool
     """some response of the route is drawn from the policy that is being trained"""
-    labels_by: Literal["others", "policy", "none"]
+    labels_by: Literal["others", "policy", "order", "none"]
+    sources: int = 1
+    """origins of its responses: several where they meet by prompt"""
+    labels_as: Literal["", "preference", "thumbs", "score", "win_rate"] = ""
+    """what the labels say of single responses; empty where nothing is said or asked"""
+    filtered: bool = False
+    """a filter keeps some of the responses"""
+    has_value: bool = False
+    """components.value: a value network"""
+    has_prompt_tag: bool = False
+    """components.prompt_tag: conditional alignment"""
     mode: Literal["hard", "sampled", "soft"] = "hard"
     when: Literal["fresh", "frozen"] = "fresh"
     """of labels by the policy: computed at the current parameters, or stored once"""

@@ -26,6 +26,8 @@ def check_route(facts: RouteFacts) -> list[Finding]:
 
 def _loss_and_labels_fit(facts: RouteFacts) -> Iterator[Finding]:
     row = find_loss(facts.loss)
+    if row.unit != "pair":
+        return
     if facts.labels_by == "policy" and row.link is None:
         yield refused(
             f"labels: policy needs a loss with a preference link, and {facts.loss} has none",
@@ -33,8 +35,54 @@ def _loss_and_labels_fit(facts: RouteFacts) -> Iterator[Finding]:
         )
     if facts.mode == "soft" and not row.soft_labels:
         yield refused(f"{facts.loss} takes no soft labels: {row.hard_only}", "Use mode: hard, or another loss")
-    if facts.labels_by == "none" and row.unit == "pair":
+    if facts.mode != "hard" and facts.labels_by == "order":
+        yield refused("labels: order names winners, no probabilities", "Use mode: hard")
+    if facts.labels_by == "none":
         yield refused(f"{facts.loss} is a loss of labelled pairs and the route has labels: none", "Name a labeler")
+    if facts.labels_as not in ("", "preference"):
+        yield refused(
+            f"{facts.loss} compares pairs and cannot use labels as {facts.labels_as}",
+            "Leave labels.as out, or use a loss of single responses such as kto or rwr",
+        )
+    if facts.filtered:
+        yield refused(
+            f"filter keeps single responses, and {facts.loss} compares pairs", "Use hygiene.min_margin, or keep"
+        )
+    if facts.labels_by == "order" and facts.sources < 2:
+        yield refused("labels: order needs a list of sources, the better one first", "Set responses: [demos, policy]")
+
+
+def _single_responses_have_what_they_need(facts: RouteFacts) -> Iterator[Finding]:
+    row = find_loss(facts.loss)
+    if row.unit == "pair":
+        return
+    if row.target and facts.labels_as != row.target:
+        says = f"they come as {facts.labels_as}" if facts.labels_as else "nobody gives any"
+        yield refused(
+            f"{facts.loss} needs labels as {row.target} of single responses, and {says}", _TARGET_CURES[row.target]
+        )
+    if facts.labels_by == "order":
+        yield refused(f"labels: order says which of two is better, and {facts.loss} has one", "Use labels: none")
+    if row.critic is not None and not facts.has_value:
+        yield refused(f"{facts.loss} needs a value network", "Set components.value: {per: token}")
+    if facts.filtered and facts.labels_as != "score":
+        yield refused("a filter needs scores", "Set labels to a labeler or to a data source with scores")
+    if facts.has_prompt_tag and facts.labels_as != "score":
+        yield refused(
+            "components.prompt_tag writes a response's score into its prompt, and this route has no scores",
+            "Set labels to a labeler or to a data source with scores",
+        )
+    if row.unit == "group" and (facts.num_generations < 2 and facts.responses_from_policy):
+        yield refused(
+            f"{facts.loss} compares the responses of a prompt and num_generations is 1", "Set num_generations: 2"
+        )
+
+
+_TARGET_CURES = {
+    "thumbs": "Use data with a boolean column label, or a labeler: {by: rm, as: thumbs, threshold: 0}",
+    "score": "Use data with a score column, or labels by a reward model or a callable",
+    "win_rate": "Label samples of the policy by a reward model or a callable, with num_generations 2 or more",
+}
 
 
 def _coefficient_means_something(facts: RouteFacts) -> Iterator[Finding]:
@@ -92,7 +140,7 @@ def _score_term_is_biased(facts: RouteFacts) -> Iterator[Finding]:
 
 
 def _policy_labels_carry_signal(facts: RouteFacts) -> Iterator[Finding]:
-    if facts.labels_by != "policy":
+    if facts.labels_by != "policy" or find_loss(facts.loss).unit != "pair":
         return
     if facts.when == "frozen":
         yield from _frozen_labels(facts)
@@ -138,6 +186,7 @@ def _truncations(facts: RouteFacts) -> list[str]:
 
 RULES: tuple[Rule, ...] = (
     _loss_and_labels_fit,
+    _single_responses_have_what_they_need,
     _coefficient_means_something,
     _score_term_is_exact,
     _score_term_is_biased,

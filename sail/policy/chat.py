@@ -9,9 +9,12 @@ from sail.core.errors import UserError
 from sail.core.records import Message
 
 
-def prompt_ids(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> tuple[int, ...]:
-    """Ids of a conversation up to and including the generation prompt, with one BOS where the model has one."""
-    ids = _encode(tokenizer, _render(tokenizer, messages, add_generation_prompt=True))
+def prompt_ids(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], tag: str = "") -> tuple[int, ...]:
+    """Ids of a conversation up to and including the generation prompt, with one BOS where the model has one.
+
+    tag is text after the generation prompt, tokenised together with it (conditional alignment).
+    """
+    ids = _encode(tokenizer, _render(tokenizer, messages, add_generation_prompt=True) + tag)
     if len(ids) > 1 and ids[0] == ids[1] == tokenizer.bos_token_id:
         raise UserError(
             "the chat template gives two BOS tokens", where="chat_template", cure="Write bos_token once in the template"

@@ -83,10 +83,20 @@ def load_policy(checkpoint: Checkpoint, *, trainable: bool = False) -> PolicyMod
     folder = model_folder(checkpoint)
     if not (folder / _ADAPTER_CONFIG).exists():
         return _load_full(folder)
-    from peft import PeftConfig, PeftModel
+    from peft import PeftModel
 
-    base = _load_full(Path(str(PeftConfig.from_pretrained(str(folder)).base_model_name_or_path)))
+    base = _load_full(base_folder(checkpoint))
     return PeftModel.from_pretrained(base, str(folder), is_trainable=trainable).eval()
+
+
+def base_folder(checkpoint: Checkpoint) -> Path:
+    """The folder of the full weights: the checkpoint's own, or those its adapter stands on."""
+    folder = model_folder(checkpoint)
+    if not is_adapter(checkpoint):
+        return folder
+    from peft import PeftConfig
+
+    return Path(str(PeftConfig.from_pretrained(str(folder)).base_model_name_or_path))
 
 
 def _load_full(folder: Path) -> PreTrainedModel:
@@ -131,12 +141,7 @@ def export_merged(checkpoint: Checkpoint, folder: Path) -> Path:
 
 def context_length(checkpoint: Checkpoint) -> int:
     """Tokens of prompt and response together that the model can take."""
-    folder = model_folder(checkpoint)
-    if is_adapter(checkpoint):
-        from peft import PeftConfig
-
-        folder = Path(str(PeftConfig.from_pretrained(str(folder)).base_model_name_or_path))
-    config = AutoConfig.from_pretrained(folder)
+    config = AutoConfig.from_pretrained(base_folder(checkpoint))
     return int(getattr(config, "max_position_embeddings", 0) or getattr(config, "n_positions", 0) or 1 << 20)
 
 

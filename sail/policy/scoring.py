@@ -19,17 +19,24 @@ VERSION = 2
 
 
 def score_logps(
-    builder: Builder, responses: Artifact, checkpoint: Checkpoint, *, bf16: bool = False, max_tokens: int = 16384
+    builder: Builder,
+    responses: Artifact,
+    checkpoint: Checkpoint,
+    *,
+    bf16: bool = False,
+    max_tokens: int = 16384,
+    table: str = "groups",
 ) -> Artifact:
-    """log pi of every response in `responses` (a dataset or samples artifact) under `checkpoint`."""
+    """log pi of every response in a table (SampleGroup) of `responses` under `checkpoint`."""
 
     def run(workspace: Workspace) -> dict[str, int]:
-        groups = responses.read(SampleGroup, "groups")
+        groups = responses.read(SampleGroup, table)
         scores = logps_of(load_policy(checkpoint), groups, bf16=bf16, max_tokens=max_tokens)
         workspace.write("logps", scores, ResponseLogps)
         return {"responses": len(scores), "tokens": sum(score.num_tokens for score in scores)}
 
-    recipe = Recipe("logps", VERSION, {"bf16": bf16}, {"responses": responses, "checkpoint": checkpoint})
+    settings = {"bf16": bf16, "table": table}
+    recipe = Recipe("logps", VERSION, settings, {"responses": responses, "checkpoint": checkpoint})
     return builder.build(recipe, run)
 
 

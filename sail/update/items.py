@@ -1,12 +1,13 @@
-"""What the update learns from: pairs and responses joined, by id, with their tokens and stored log-probs."""
+"""What the update learns from: pairs, responses and groups joined, by id, with their tokens and stored log-probs."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from sail.core.artifacts import Artifact
 from sail.core.records import PreferencePair, Prompt, ResponseRow, Sample, SampleGroup, index_responses
 from sail.core.run_settings import LossSettings, RouteSettings
-from sail.policy.rows import Row
+from sail.objectives import find_loss
+from sail.policy.rows import Row, split_by_tokens
 from sail.policy.scoring import read_logps
 
 
@@ -18,6 +19,7 @@ class RowSource:
     rows: Artifact  # pairs (PreferencePair) or rows (ResponseRow)
     reference_logps: Artifact | None = None
     behavior_logps: Artifact | None = None  # under the policy that drew the samples
+    mismatched_logps: Artifact | None = None  # reference log-probs of the rows' table "mismatched" (KTO)
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,17 +41,19 @@ class Side:
     ref_logp: float  # nan where the loss needs no reference
     behavior_logp: float  # log-prob under the distribution that drew it; nan for dataset responses
     from_policy: bool
+    target: float = float("nan")  # what a label says of this response; nan without labels
 
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """A pair (two sides, A first) or a single response (one side)."""
+    """A pair (two sides, A first), a single response (one side) or a group (all responses of a prompt)."""
 
     item_id: str
     sides: tuple[Side, ...]
     p_a: float = 1.0
     draw: float = 0.0
     fresh: bool = False
+    mismatched: Side | None = None  # KTO: the response of another prompt behind this one
 
     @property
     def width(self) -> int:
@@ -59,18 +63,44 @@ class Item:
 
 def load_items(route: RouteInput) -> list[Item]:
     """All rows of a route, rounds in order."""
-    return [item for source in route.sources for item in _source_items(source, route.sampling_temperature)]
+    return [item for source in route.sources for item in _source_items(source, route)]
 
 
-def _source_items(source: RowSource, temperature: float) -> list[Item]:
-    sides = _Sides(source, temperature)
+def _source_items(source: RowSource, route: RouteInput) -> list[Item]:
+    sides = _Sides(source, route.sampling_temperature)
     if source.rows.stage == "pairs":
         pairs = source.rows.read(PreferencePair, "pairs")
         return [
             Item(pair.pair_id, (sides[pair.a_id], sides[pair.b_id]), pair.p_a, pair.draw, pair.source == "fresh")
             for pair in pairs
         ]
-    return [Item(row.row_id, (sides[row.response_id],)) for row in source.rows.read(ResponseRow, "rows")]
+    rows = source.rows.read(ResponseRow, "rows")
+    if find_loss(route.loss.type).unit == "group":
+        return _group_items(rows, sides)
+    strangers = _mismatched(source)
+    return [Item(row.row_id, (sides.of(row),), mismatched=strangers.get(row.row_id)) for row in rows]
+
+
+def _group_items(rows: Sequence[ResponseRow], sides: "_Sides") -> list[Item]:
+    members: dict[str, list[ResponseRow]] = {}
+    for row in rows:
+        members.setdefault(row.prompt_id, []).append(row)
+    return [Item(prompt_id, tuple(sides.of(row) for row in group)) for prompt_id, group in members.items()]
+
+
+def _mismatched(source: RowSource) -> dict[str, Side]:
+    """row_id -> its mismatched side, where the rows have one."""
+    groups = source.rows.read(SampleGroup, "mismatched")
+    if not groups:
+        return {}
+    index, reference = index_responses(groups), _logps(source.mismatched_logps)
+    strangers = {}
+    for row in source.rows.read(ResponseRow, "rows"):
+        prompt, sample = index[row.mismatched_response_id]
+        tokens = Row(prompt.token_ids, sample.token_ids)
+        ref_logp = reference[row.mismatched_response_id]
+        strangers[row.row_id] = Side(tokens, ref_logp, float("nan"), from_policy=False)
+    return strangers
 
 
 class _Sides:
@@ -91,6 +121,10 @@ class _Sides:
             from_policy=sample.origin == "policy",
         )
 
+    def of(self, row: ResponseRow) -> Side:
+        """The response of a row, with what its label says."""
+        return replace(self[row.response_id], target=float("nan") if row.target is None else row.target)
+
     def _behavior_logp(self, prompt: Prompt, sample: Sample) -> float:
         """The trainer's own log-prob of the drawing policy; at another temperature, the sampler's recorded one."""
         if self.temperature != 1.0 and sample.logprobs:
@@ -100,3 +134,9 @@ class _Sides:
 
 def _logps(artifact: Artifact | None) -> Mapping[str, float]:
     return {} if artifact is None else read_logps(artifact)
+
+
+def microbatches(items: Sequence[Item], budget: int) -> list[list[Item]]:
+    """The items in microbatches of at most `budget` padded tokens, longest first; an item is never cut."""
+    members = max((len(item.sides) for item in items), default=1)
+    return [[items[index] for index in part] for part in split_by_tokens([i.width for i in items], budget, members)]

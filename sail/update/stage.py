@@ -1,8 +1,9 @@
 """The update stage: rows of all routes and a starting checkpoint in, the next checkpoint out."""
 
 import json
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any
 
@@ -12,21 +13,29 @@ from accelerate.state import AcceleratorState
 
 from sail.core.artifacts import Artifact, Keyed, Leaf
 from sail.core.errors import UserError
-from sail.core.run_settings import ImportanceSettings, LoraSettings, UpdateSettings
+from sail.core.run_settings import (
+    ComponentSettings,
+    ImportanceSettings,
+    LoraSettings,
+    UpdateSettings,
+    ValueSettings,
+)
 from sail.core.seeds import derive_seed
 from sail.core.store import Builder, Recipe, Workspace
 from sail.objectives import find_loss
 from sail.objectives.baseline import RunningMean
 from sail.policy.loading import Checkpoint, add_adapter, is_adapter, load_policy, load_tokenizer, save_policy
+from sail.policy.tags import tag_for, tagged_template
+from sail.policy.value import ValueModel, load_value_model, new_value_model
 from sail.update.batches import batch_indices, exact_shares, steps_for_epochs
 from sail.update.items import Item, RouteInput, load_items
 from sail.update.objective import RouteObjective
 from sail.update.optimizer import learning_rate, make_optimizer, set_learning_rate
-from sail.update.step import Batch, row_weights, train_step, updated_baselines
-from sail.update.trainer_state import Position, load_last_step, load_optimizer, save_optimizer, save_step
+from sail.update.step import Batch, Learner, row_weights, train_step, updated_baselines
+from sail.update.trainer_state import Position, Trained, load_last_step, load_optimizers, save_optimizers, save_step
 
-VERSION = 2
-_TRAINER = "trainer"
+VERSION = 3
+_TRAINER, _VALUE = "trainer", "components/value"
 
 
 @dataclass(frozen=True)
@@ -43,10 +52,13 @@ class UpdateInputs:
     carry_from: Artifact | None = None  # the checkpoint whose optimizer goes on
     keep_optimizer: bool = False  # a later round will carry it
     chat_template: Leaf | None = None
+    components: ComponentSettings = field(default_factory=ComponentSettings)
+    tokenizer: Checkpoint | None = None  # whose tokenizer is saved; default: start's
 
 
 def update(builder: Builder, inputs: UpdateInputs) -> Artifact:
-    """Train one round; the artifact holds model/ (from_pretrained), metrics.jsonl and, under carry, trainer/."""
+    """Train one round; the artifact holds model/ (from_pretrained), metrics.jsonl, components/ where the method has
+    some and, under carry, trainer/."""
 
     def run(workspace: Workspace) -> dict[str, Any]:
         items = {route.name: load_items(route) for route in inputs.routes if route.settings.share != 0}
@@ -71,17 +83,19 @@ def _recipe(inputs: UpdateInputs) -> Recipe:
         for index, source in enumerate(route.sources):
             parts = {
                 "responses": source.responses, "rows": source.rows, "reference": source.reference_logps,
-                "behavior": source.behavior_logps,
+                "behavior": source.behavior_logps, "mismatched": source.mismatched_logps,
             }  # fmt: skip
             sources |= {f"{route.name}/{index}/{part}": art for part, art in parts.items() if art is not None}
     if inputs.carry_from is not None:
         sources["carry_from"] = inputs.carry_from
     if inputs.chat_template is not None:
         sources["chat_template"] = inputs.chat_template
+    if inputs.tokenizer is not None:
+        sources["tokenizer"] = inputs.tokenizer
     settings = {
         "update": inputs.settings.recipe(), "importance": inputs.importance.recipe(), "routes": routes,
         "seed": inputs.seed, "round": inputs.round_index, "keep_optimizer": inputs.keep_optimizer,
-        "lora": None if inputs.lora is None else inputs.lora.recipe(),
+        "lora": None if inputs.lora is None else inputs.lora.recipe(), "components": inputs.components.recipe(),
     }  # fmt: skip
     return Recipe("checkpoint", VERSION, settings, sources)
 
@@ -91,33 +105,86 @@ def _train(workspace: Workspace, inputs: UpdateInputs, items: Mapping[str, Seque
     _some_rows(items)
     AcceleratorState._reset_state()  # one process trains many rounds, and phases may differ in precision
     accelerator = Accelerator(mixed_precision="bf16" if settings.bf16 else "no")
-    model = _trainable_policy(inputs)
-    if settings.gradient_checkpointing:
-        model.gradient_checkpointing_enable()
-    model, optimizer = accelerator.prepare(model, make_optimizer(model, settings))
+    learners = {name: _prepared(accelerator, learner) for name, learner in _learners(inputs).items()}
+    trained = {name: (accelerator.unwrap_model(each.model), each.optimizer) for name, each in learners.items()}
     shares = exact_shares({route.name: route.settings.share for route in routes})
     sizes = {name: len(route_items) for name, route_items in items.items()}
     steps = settings.steps or steps_for_epochs(settings.epochs, sizes, shares, settings.train_batch_size)
     objectives = {route.name: _objective(route, inputs.importance) for route in routes}
-    position = _resume(workspace, inputs, accelerator.unwrap_model(model), optimizer, objectives)
+    position = _resume(workspace, inputs, trained, objectives)
     weights = row_weights(shares, {route.name: route.settings.weight for route in routes}, settings.train_batch_size)
     for step in range(position.step, steps):
         batch = Batch(_step_items(step, items, shares, inputs), weights)
-        rate = learning_rate(position.schedule_step, settings.horizon or steps, settings)
-        set_learning_rate(optimizer, rate)
+        rates = _learning_rates(position.schedule_step, settings.horizon or steps, inputs)
+        for name, learner in learners.items():
+            set_learning_rate(learner.optimizer, rates[name])
         torch.manual_seed(derive_seed(inputs.seed, "dropout", inputs.round_index, step))
         baselines = _baseline_values(position.baselines, objectives, settings)
-        metrics, values = train_step(accelerator, model, optimizer, batch, objectives, baselines, settings)
-        position = _advanced(position, metrics | {"learning_rate": rate}, baselines, values)
+        metrics, values = train_step(accelerator, learners, batch, objectives, baselines, settings)
+        position = _advanced(position, metrics | {"learning_rate": rates["policy"]}, baselines, values)
         workspace.say(f"step {step + 1} of {steps}, loss {metrics['loss']:.4f}")
         if (step + 1) % settings.save_steps == 0 and step + 1 < steps:
-            save_step(workspace.scratch, accelerator.unwrap_model(model), optimizer, position)
-    tokenizer = load_tokenizer(inputs.start, inputs.chat_template)
-    save_policy(accelerator.unwrap_model(model), tokenizer, workspace.path)
+            save_step(workspace.scratch, trained, position)
+    _save(workspace, inputs, trained, items, position)
+    return position
+
+
+def _save(
+    workspace: Workspace,
+    inputs: UpdateInputs,
+    trained: Trained,
+    items: Mapping[str, Sequence[Item]],
+    position: Position,
+) -> None:
+    """The checkpoint: policy and tokenizer, the value network, and the optimizers where a later round carries them."""
+    tokenizer = load_tokenizer(inputs.tokenizer or inputs.start, inputs.chat_template)
+    if inputs.components.prompt_tag is not None:
+        tag = tag_for(inputs.components.prompt_tag, inputs.components.prompt_tag.target, _targets(items))
+        tokenizer.chat_template = tagged_template(str(tokenizer.chat_template), tag)
+    save_policy(trained["policy"][0], tokenizer, workspace.path)  # type: ignore[arg-type]
+    if "value" in trained:
+        value: ValueModel = trained["value"][0]  # type: ignore[assignment]
+        (workspace.path / _VALUE).mkdir(parents=True, exist_ok=True)
+        value.save(workspace.path / _VALUE)
     if inputs.keep_optimizer:
         carried = Position(schedule_step=position.schedule_step, baselines=position.baselines)
-        save_optimizer(workspace.path / _TRAINER, optimizer, carried)
-    return position
+        save_optimizers(workspace.path / _TRAINER, trained, carried)
+
+
+def _targets(items: Mapping[str, Sequence[Item]]) -> list[float]:
+    sides = [side for route_items in items.values() for item in route_items for side in item.sides]
+    return [side.target for side in sides if not math.isnan(side.target)]
+
+
+def _learners(inputs: UpdateInputs) -> dict[str, Learner]:
+    """The policy and, where the method has one, its value network, each with its own optimizer."""
+    settings, policy = inputs.settings, _trainable_policy(inputs)
+    learners = {"policy": Learner(policy, make_optimizer(policy, settings), settings.max_grad_norm)}
+    if inputs.components.value is not None:
+        value = _value_model(inputs.start, inputs.components.value)
+        own = settings.replace(learning_rate=inputs.components.value.learning_rate, optimizer="adamw")
+        learners["value"] = Learner(value, make_optimizer(value, own), inputs.components.value.max_grad_norm)
+    return learners
+
+
+def _value_model(start: Checkpoint, settings: ValueSettings) -> ValueModel:
+    """The value network of the round before, or a new one from the policy's weights."""
+    saved = start.path / _VALUE
+    model = load_value_model(saved) if saved.exists() else new_value_model(start, settings.per)
+    return model.train()
+
+
+def _prepared(accelerator: Accelerator, learner: Learner) -> Learner:
+    model, optimizer = accelerator.prepare(learner.model, learner.optimizer)
+    return Learner(model, optimizer, learner.max_grad_norm)
+
+
+def _learning_rates(schedule_step: int, horizon: int, inputs: UpdateInputs) -> dict[str, float]:
+    """The rate of each network at a step: one schedule, each with its own peak."""
+    rate = learning_rate(schedule_step, horizon, inputs.settings)
+    value = inputs.components.value
+    peak = 0.0 if value is None else value.learning_rate
+    return {"policy": rate, "value": rate / inputs.settings.learning_rate * peak}
 
 
 def _trainable_policy(inputs: UpdateInputs) -> Any:
@@ -125,6 +192,8 @@ def _trainable_policy(inputs: UpdateInputs) -> Any:
     model = load_policy(inputs.start, trainable=True)
     if inputs.lora is not None and not is_adapter(inputs.start):
         model = add_adapter(model, inputs.lora, derive_seed(inputs.seed, "lora"))  # type: ignore[arg-type]
+    if inputs.settings.gradient_checkpointing:
+        model.gradient_checkpointing_enable()  # type: ignore[operator]
     return model.train()
 
 
@@ -135,20 +204,16 @@ def _objective(route: RouteInput, importance: ImportanceSettings) -> RouteObject
 
 
 def _resume(
-    workspace: Workspace,
-    inputs: UpdateInputs,
-    model: torch.nn.Module,
-    optimizer: torch.optim.Optimizer,
-    objectives: Mapping[str, RouteObjective],
+    workspace: Workspace, inputs: UpdateInputs, trained: Trained, objectives: Mapping[str, RouteObjective]
 ) -> Position:
-    position = load_last_step(workspace.scratch, model, optimizer)
+    position = load_last_step(workspace.scratch, trained)
     if position is not None:
         workspace.say(f"resuming at step {position.step}")
         return position
     start = Position(baselines={name: RunningMean() for name in objectives})
     if inputs.carry_from is None:
         return start
-    carried = load_optimizer(inputs.carry_from.path / _TRAINER, optimizer)
+    carried = load_optimizers(inputs.carry_from.path / _TRAINER, trained)
     return Position(schedule_step=carried.schedule_step, baselines={**start.baselines, **carried.baselines})
 
 

@@ -3,7 +3,7 @@
 import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 
 import torch
@@ -12,10 +12,20 @@ from accelerate import Accelerator
 from sail.core.errors import UserError
 from sail.core.run_settings import UpdateSettings
 from sail.objectives.baseline import RunningMean
-from sail.policy.logprobs import sequence_logps
-from sail.policy.rows import split_by_tokens
-from sail.update.items import Item
-from sail.update.objective import RouteObjective, route_losses
+from sail.objectives.responses import Tokens
+from sail.policy.logprobs import token_logps
+from sail.update.items import Item, microbatches
+from sail.update.objective import RouteObjective, StepFacts, route_losses
+from sail.update.statistics import batch_statistics
+
+
+@dataclass(frozen=True)
+class Learner:
+    """A network with its optimizer: the policy, or the value network beside it."""
+
+    model: torch.nn.Module
+    optimizer: torch.optim.Optimizer
+    max_grad_norm: float  # 0: no clipping
 
 
 @dataclass(frozen=True)
@@ -32,10 +42,14 @@ class StepSums:
 
     sums: dict[str, float] = field(default_factory=lambda: defaultdict(float))
     pairs: int = 0
+    responses: int = 0  # of routes without pairs
     values: dict[str, tuple[float, int]] = field(default_factory=dict)  # route -> (sum, count) for its baseline
 
-    def add(self, sums: Mapping[str, float], pairs: int) -> None:
-        self.pairs += pairs
+    def add(self, sums: Mapping[str, float], items: Sequence[Item], unit: str) -> None:
+        if unit == "pair":
+            self.pairs += len(items)
+        else:
+            self.responses += sum(len(item.sides) for item in items)
         for name, value in sums.items():
             self.sums[name] += value
 
@@ -57,59 +71,71 @@ def row_weights(
 
 def train_step(
     accelerator: Accelerator,
-    model: torch.nn.Module,
-    optimizer: torch.optim.Optimizer,
+    learners: Mapping[str, Learner],
     batch: Batch,
     objectives: Mapping[str, RouteObjective],
     baselines: Mapping[str, float],
     settings: UpdateSettings,
 ) -> tuple[dict[str, float], dict[str, tuple[float, int]]]:
-    """Accumulate the global batch's gradient and step. Returns the metrics, and (sum, count) of values per route."""
+    """Accumulate the global batch's gradient and step. Returns the metrics, and (sum, count) of values per route.
+
+    learners: the policy under "policy" and, where a route has a critic, the value network under "value".
+    """
     totals = StepSums()
-    optimizer.zero_grad(set_to_none=True)
+    for learner in learners.values():
+        learner.optimizer.zero_grad(set_to_none=True)
+    statistics = batch_statistics(accelerator, learners["policy"].model, batch.items, objectives, settings)
     for name, items in batch.items.items():
-        members = max((len(item.sides) for item in items), default=1)
-        budget = settings.max_tokens_per_microbatch
-        for chunk in split_by_tokens([item.width for item in items], budget, members):
-            part = [items[index] for index in chunk]
-            _accumulate(accelerator, model, name, part, batch.row_weights[name], objectives[name], baselines, totals)
-    grad_norm = _clip(accelerator, model, settings.max_grad_norm)
-    if not (math.isfinite(totals.sums["loss"]) and math.isfinite(grad_norm)):
+        statistic = statistics.get(name)
+        facts = StepFacts(baselines.get(name, 0.0), None if statistic is None else statistic.value)
+        for part in microbatches(items, settings.max_tokens_per_microbatch):
+            _accumulate(accelerator, learners, batch, name, part, objectives[name], facts, totals)
+    grad_norms = {name: _clip(accelerator, learner) for name, learner in learners.items()}
+    if not (math.isfinite(totals.sums["loss"]) and all(map(math.isfinite, grad_norms.values()))):
         raise UserError(
-            f"loss {totals.sums['loss']} and gradient norm {grad_norm} are not finite",
+            f"loss {totals.sums['loss']} and gradient norms {grad_norms} are not all finite",
             where="update", cure="Lower update.learning_rate or look for broken rows; step checkpoints are kept",
         )  # fmt: skip
-    optimizer.step()
-    return _metrics(totals, grad_norm), totals.values
+    for learner in learners.values():
+        learner.optimizer.step()
+    metrics = _metrics(totals, grad_norms)
+    for statistic in statistics.values():
+        metrics |= statistic.metrics
+    return metrics, totals.values
 
 
 def _accumulate(
     accelerator: Accelerator,
-    model: torch.nn.Module,
+    learners: Mapping[str, Learner],
+    batch: Batch,
     name: str,
     items: Sequence[Item],
-    row_weight: float,
     objective: RouteObjective,
-    baselines: Mapping[str, float],
+    facts: StepFacts,
     totals: StepSums,
 ) -> None:
-    """One forward and one backward pass of a microbatch."""
-    sides = len(items[0].sides)
+    """One forward and one backward pass of a microbatch, through the policy and the value network of the route."""
+    rows = [side.row for item in items for side in item.sides]
     with accelerator.autocast():
-        flat = sequence_logps(model, [item.sides[side].row for side in range(sides) for item in items])
-    logps = flat.detach().reshape(sides, len(items)).requires_grad_()
-    result = route_losses(objective, items, logps, baselines.get(name, 0.0))
-    loss = row_weight * result.losses.sum()
-    (coefficients,) = torch.autograd.grad(loss, logps)
-    accelerator.backward((coefficients.reshape(-1) * flat).sum())
-    totals.add({**result.sums, "loss": float(loss.detach())}, len(items) if sides == 2 else 0)
+        scored = token_logps(learners["policy"].model, rows)
+        if objective.loss.critic is not None:
+            facts = replace(facts, values=learners["value"].model(rows))
+    leaf = scored.logps.detach().double().requires_grad_()
+    result = route_losses(objective, items, Tokens(leaf, scored.row_index), facts)
+    loss = batch.row_weights[name] * result.losses.sum()
+    (coefficients,) = torch.autograd.grad(loss, leaf)
+    accelerator.backward((coefficients.to(scored.logps.dtype) * scored.logps).sum())
+    if result.critic_losses is not None:
+        accelerator.backward(result.critic_losses.sum() / len(batch.items[name]))
+    totals.add({**result.sums, "loss": float(loss.detach())}, items, objective.loss.unit)
     if result.values is not None:
         known_sum, known_count = totals.values.get(name, (0.0, 0))
         totals.values[name] = (known_sum + float(result.values.sum()), known_count + len(items))
 
 
-def _clip(accelerator: Accelerator, model: torch.nn.Module, max_norm: float) -> float:
-    norm = accelerator.clip_grad_norm_(model.parameters(), max_norm if max_norm > 0 else math.inf)
+def _clip(accelerator: Accelerator, learner: Learner) -> float:
+    limit = learner.max_grad_norm if learner.max_grad_norm > 0 else math.inf
+    norm = accelerator.clip_grad_norm_(learner.model.parameters(), limit)
     return float(norm) if norm is not None else 0.0
 
 
@@ -120,11 +146,16 @@ def updated_baselines(
     return {name: mean.update(*values[name]) if name in values else mean for name, mean in baselines.items()}
 
 
-def _metrics(totals: StepSums, grad_norm: float) -> dict[str, float]:
+def _metrics(totals: StepSums, grad_norms: Mapping[str, float]) -> dict[str, float]:
     sums = totals.sums
-    metrics = {"loss": sums["loss"], "grad_norm": grad_norm}
+    metrics = {"loss": sums["loss"], "grad_norm": grad_norms["policy"]}
+    if "value" in grad_norms:
+        metrics |= {"value/grad_norm": grad_norms["value"], "value/loss": sums["value_error"] / totals.responses}
+    if totals.responses:
+        logged = [name for name in sums if name in ("logps/responses", "objective/log_ratio")]
+        metrics |= {name: sums[name] / totals.responses for name in logged}
     if totals.pairs:
-        names = [name for name in sums if name.startswith(("rewards/", "logps/"))]
+        names = [name for name in sums if name.startswith(("rewards/", "logps/")) and name != "logps/responses"]
         metrics |= {name: sums[name] / totals.pairs for name in names}
         metrics["sail/score_to_plain_ratio"] = sums["extra_scale"] / sums["plain_scale"] if sums["plain_scale"] else 0.0
     if sums.get("weighted"):

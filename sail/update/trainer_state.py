@@ -1,4 +1,4 @@
-"""What an update needs to go on: weights, optimizer, position, baselines, the metrics so far."""
+"""What an update needs to go on: weights and optimizer of every network, position, baselines, the metrics so far."""
 
 import json
 import os
@@ -39,13 +39,18 @@ class Position:
         return cls(record["step"], record["schedule_step"], baselines, tuple(record["metrics"]))
 
 
-def save_step(folder: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer, position: Position) -> None:
+Trained = Mapping[str, tuple[torch.nn.Module, torch.optim.Optimizer]]
+"""The networks of an update, unwrapped, with their optimizers: "policy", and "value" where a loss has a critic."""
+
+
+def save_step(folder: Path, trained: Trained, position: Position) -> None:
     """Commit a step checkpoint, then drop the older ones."""
     temporary, final = folder / "tmp", folder / f"step-{position.step:08d}"
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
-    save_file(_trainable(model), temporary / _WEIGHTS)
-    save_optimizer(temporary, optimizer, position)
+    save_optimizers(temporary, trained, position)
+    for name, (model, _) in trained.items():
+        save_file(_trainable(model), temporary / name / _WEIGHTS)
     atomic.sync_tree(temporary)
     os.rename(temporary, final)
     atomic.sync_folder(folder)
@@ -54,26 +59,30 @@ def save_step(folder: Path, model: torch.nn.Module, optimizer: torch.optim.Optim
             shutil.rmtree(older)
 
 
-def load_last_step(folder: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> Position | None:
+def load_last_step(folder: Path, trained: Trained) -> Position | None:
     """Restore the newest step checkpoint, if a killed attempt left one."""
     steps = sorted(folder.glob("step-*"))
     if not steps:
         return None
     with torch.no_grad():
-        for name, weight in load_file(steps[-1] / _WEIGHTS).items():
-            model.get_parameter(name).copy_(weight)
-    return load_optimizer(steps[-1], optimizer)
+        for name, (model, _) in trained.items():
+            for weight_name, weight in load_file(steps[-1] / name / _WEIGHTS).items():
+                model.get_parameter(weight_name).copy_(weight)
+    return load_optimizers(steps[-1], trained)
 
 
-def save_optimizer(folder: Path, optimizer: torch.optim.Optimizer, position: Position) -> None:
-    """Optimizer and position alone: what `optimizer: carry` hands to the next round."""
-    folder.mkdir(parents=True, exist_ok=True)
-    torch.save(optimizer.state_dict(), folder / _OPTIMIZER)  # its bytes depend on the file's name: keep it fixed
+def save_optimizers(folder: Path, trained: Trained, position: Position) -> None:
+    """Optimizers and position alone: what `optimizer: carry` hands to the next round."""
+    for name, (_, optimizer) in trained.items():
+        (folder / name).mkdir(parents=True, exist_ok=True)
+        # the bytes torch.save writes depend on the file's name: keep it fixed
+        torch.save(optimizer.state_dict(), folder / name / _OPTIMIZER)
     (folder / _POSITION).write_text(json.dumps(position.to_json()))
 
 
-def load_optimizer(folder: Path, optimizer: torch.optim.Optimizer) -> Position:
-    optimizer.load_state_dict(torch.load(folder / _OPTIMIZER, weights_only=True))
+def load_optimizers(folder: Path, trained: Trained) -> Position:
+    for name, (_, optimizer) in trained.items():
+        optimizer.load_state_dict(torch.load(folder / name / _OPTIMIZER, weights_only=True))
     return Position.from_json(json.loads((folder / _POSITION).read_text()))
 
 

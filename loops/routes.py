@@ -1,0 +1,174 @@
+"""From a route's settings to its rows: responses, labels and the log-probs its loss needs, artifact by artifact."""
+
+from collections.abc import Callable, Sequence
+
+from loops.checks import DATA_ORDER, POLICY, REFERENCE, label_mode, loss_params, rating_kind, route_loss
+from loops.context import Context
+from sail.core.artifacts import Artifact
+from sail.core.run_settings import LossSettings, PhaseSettings, RouteSettings
+from sail.generation.meet import meet_responses
+from sail.generation.stage import generate
+from sail.labeling.evidence import Evidence, ScoreEvidence
+from sail.labeling.labelers.dataset import DatasetEvidence
+from sail.labeling.labelers.order import OrderEvidence
+from sail.labeling.labelers.policy import PolicyEvidence
+from sail.labeling.pairs import PairingOptions, pair_responses
+from sail.labeling.ratings import DatasetRatings, RatingOptions, ScoredRatings
+from sail.labeling.rows import RowOptions, response_rows
+from sail.labeling.scores import score_responses
+from sail.labeling.tagging import Tagging
+from sail.objectives import find_loss
+from sail.policy.loading import Checkpoint
+from sail.policy.scoring import score_logps
+from sail.update.items import RouteInput, RowSource
+
+NO_ROUND = -1  # of rows no policy drew
+
+
+class Routes:
+    """The routes of one phase; policies and prompts are asked for by the turn of the phase."""
+
+    def __init__(
+        self,
+        context: Context,
+        phase: PhaseSettings,
+        first_round: int,
+        policies: Sequence[Checkpoint],
+        reference: Callable[[int], Checkpoint],
+        prompts: Callable[[int], Artifact],
+    ) -> None:
+        self.context, self.phase, self.builder = context, phase, context.builder
+        self.first_round = first_round  # rounds are counted over all phases
+        self.policies, self.reference, self.prompts = policies, reference, prompts
+
+    def inputs(self, turn: int, made: dict[str, Artifact]) -> list[RouteInput]:
+        """What the update of a turn learns from; `made` takes down what was made on the way."""
+        return [self._route(name, route, turn, made) for name, route in self.phase.routes.items() if route.share != 0]
+
+    def logps(self, responses: Artifact, checkpoint: Checkpoint, table: str = "groups") -> Artifact:
+        update = self.phase.update
+        return score_logps(
+            self.builder, responses, checkpoint,
+            bf16=update.bf16, max_tokens=update.max_tokens_per_microbatch, table=table,
+        )  # fmt: skip
+
+    def held_out(self) -> Artifact | None:
+        """The prompts that no row of a dataset may be trained on."""
+        return self.context.prompts(self.phase) if self.phase.evaluation.num_prompts > 0 else None
+
+    def _route(self, name: str, route: RouteSettings, turn: int, made: dict[str, Artifact]) -> RouteInput:
+        """The rows of one route: a data source, or this round's samples (and, with data: all, the earlier ones)."""
+        turns = range(0 if self.phase.round.data == "all" else turn, turn + 1) if route.samples else [turn]
+        sources = [self._rows(name, route, self._responses(name, route, t), t, turn, made) for t in turns]
+        if route.samples:
+            made[f"samples/{name}"] = sources[-1].responses
+        made[f"pairs/{name}"] = sources[-1].rows
+        temperature = self.phase.generation.temperature if route.samples else 1.0
+        return RouteInput(name, route, route_loss(self.phase, route), tuple(sources), temperature)
+
+    def _responses(self, name: str, route: RouteSettings, turn: int) -> Artifact:
+        origins = [self._origin(source, route, turn) for source in route.sources]
+        return origins[0] if len(origins) == 1 else meet_responses(self.builder, origins, f"routes.{name}.responses")
+
+    def _origin(self, source: str, route: RouteSettings, turn: int) -> Artifact:
+        if source not in (POLICY, REFERENCE):
+            return self.context.data(source)
+        context, phase = self.context, self.phase
+        assert phase.prompts is not None, "checked before the run"
+        return generate(
+            self.builder, context.engine(phase.generation.engine),
+            prompts=self.prompts(turn), table="train", settings=phase.generation,
+            policy=self.policies[turn] if source == POLICY else self.reference(turn), origin=source,
+            engine_settings=context.engine_settings(phase.generation.engine), num_samples=route.num_generations,
+            per_round=phase.prompts.per_round, round_index=self.first_round + turn, seed=context.seed("samples"),
+            chat_template=context.template,
+        )  # fmt: skip
+
+    def _rows(
+        self, name: str, route: RouteSettings, responses: Artifact, drawn_in: int, turn: int, made: dict[str, Artifact]
+    ) -> RowSource:
+        """Labelled rows of one set of responses, with the log-probs the loss and its weights need."""
+        loss = find_loss(route_loss(self.phase, route).type)
+        if loss.unit == "pair":
+            rows = self._pairs(name, route, responses, drawn_in, made)
+        else:
+            rows = self._single_rows(name, route, responses, drawn_in, made)
+        if self.phase.components.prompt_tag is not None and loss.unit != "pair":
+            responses = rows  # whose groups carry the tags
+        reference = self.reference(turn) if "reference" in loss.needs else None
+        mismatch = loss.statistic is not None and loss.statistic.of == "mismatched"
+        needs_behavior = POLICY in route.sources and self.phase.importance_sampling.mode != "none"
+        return RowSource(
+            responses=responses,
+            rows=rows,
+            reference_logps=None if reference is None else self.logps(responses, reference),
+            behavior_logps=self.logps(responses, self.policies[drawn_in]) if needs_behavior else None,
+            mismatched_logps=self.logps(rows, self.reference(turn), "mismatched") if mismatch else None,
+        )
+
+    def _pairs(
+        self, name: str, route: RouteSettings, responses: Artifact, drawn_in: int, made: dict[str, Artifact]
+    ) -> Artifact:
+        options = PairingOptions(
+            self._pairing(route), label_mode(route), self.context.seed("labels", name),
+            self._round_index(route, drawn_in), route.sail_coef, self.phase.hygiene, f"routes.{name}",
+        )  # fmt: skip
+        evidence = self._evidence(name, route, responses, drawn_in, made)
+        return pair_responses(self.builder, responses, evidence, options, self._held_out_of(route))
+
+    def _single_rows(
+        self, name: str, route: RouteSettings, responses: Artifact, drawn_in: int, made: dict[str, Artifact]
+    ) -> Artifact:
+        labels, loss, tag = (
+            route.labels,
+            find_loss(route_loss(self.phase, route).type),
+            self.phase.components.prompt_tag,
+        )
+        kind = rating_kind(self.phase, route)
+        options = RowOptions(
+            rating=kind and RatingOptions(kind, labels.normalize, labels.threshold, labels.temperature),
+            filter=route.filter,
+            mismatch=loss.statistic is not None and loss.statistic.of == "mismatched",
+            tagging=None if tag is None else Tagging(tag, self.context.model, self.context.template),
+            seed=self.context.seed("labels", name),
+            round_index=self._round_index(route, drawn_in),
+            hygiene=self.phase.hygiene,
+            where=f"routes.{name}",
+        )
+        labeler: DatasetRatings | ScoredRatings | None = None
+        if kind is not None and labels.by in self.context.settings.data:
+            labeler = DatasetRatings(responses, labels.by)
+        elif kind is not None:
+            labeler = ScoredRatings(self._evidence(name, route, responses, drawn_in, made))
+        return response_rows(self.builder, responses, labeler, options, self._held_out_of(route))
+
+    def _evidence(
+        self, name: str, route: RouteSettings, responses: Artifact, turn: int, made: dict[str, Artifact]
+    ) -> Evidence:
+        by, loss = route.labels.by, route_loss(self.phase, route)
+        if by == POLICY:
+            reference = self._reference_logps(responses, loss, turn)
+            policy = self.logps(responses, self.policies[turn])
+            return PolicyEvidence(policy, reference, loss.type, loss_params(loss), route.labels.when)
+        if by == DATA_ORDER:
+            return OrderEvidence(route.sources)
+        if by in self.context.settings.data:
+            return DatasetEvidence(responses, by, route.labels.temperature)
+        labeler = self.context.labeler(by)
+        scores = made[f"scores/{name}"] = score_responses(self.builder, responses, labeler)
+        return ScoreEvidence(scores, by, labeler.digest, route.labels.temperature)
+
+    def _reference_logps(self, responses: Artifact, loss: LossSettings, turn: int) -> Artifact | None:
+        needed = "reference" in find_loss(loss.type).needs
+        return self.logps(responses, self.reference(turn)) if needed else None
+
+    def _pairing(self, route: RouteSettings) -> str:
+        if not route.samples:
+            return "verdicts"
+        return "across" if len(route.sources) > 1 else route.keep
+
+    def _round_index(self, route: RouteSettings, drawn_in: int) -> int:
+        return self.first_round + drawn_in if route.samples else NO_ROUND
+
+    def _held_out_of(self, route: RouteSettings) -> Artifact | None:
+        return None if route.samples else self.held_out()

@@ -1,0 +1,154 @@
+"""From a labeler's scores to what a loss of single responses reads: normalised scores, thumbs, win rates."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+
+from sail.core.artifacts import Artifact, Keyed
+from sail.core.errors import UserError
+from sail.core.records import DatasetRating, DatasetVerdict, SampleGroup
+from sail.labeling.evidence import Evidence
+
+Kind = Literal["thumbs", "score", "win_rate"]
+
+
+class Rating(NamedTuple):
+    """What is known of one response: Rating(score=1.5, thumb=None) by a reward model."""
+
+    score: float | None
+    thumb: bool | None = None
+
+
+class Ratings(NamedTuple):
+    """A labeler's ratings, opened."""
+
+    by_response: Mapping[str, Rating]
+    labeler: str
+    digest: str
+
+
+@dataclass(frozen=True, slots=True)
+class RatingOptions:
+    """How ratings become targets. Example: RatingOptions("score") for reward-weighted regression."""
+
+    kind: Kind
+    normalize: Literal["zscore", "none"] = "zscore"
+    threshold: float | None = None  # of raw scores, for thumbs; default: their mean
+    temperature: float = 1.0  # of win rates, in units of the score
+
+    def recipe(self) -> dict[str, Any]:
+        used: dict[str, dict[str, Any]] = {
+            "score": {"normalize": self.normalize},
+            "thumbs": {"threshold": self.threshold},
+            "win_rate": {"temperature": self.temperature},
+        }
+        return {"as": self.kind, **used[self.kind]}
+
+
+@dataclass(frozen=True, slots=True)
+class DatasetRatings:
+    """A dataset's own word on single responses: its ratings table, else the two sides of its pairs.
+
+    A chosen response is a thumb up, a rejected one a thumb down; one that is both in different pairs is left out.
+    """
+
+    data: Artifact
+    labeler: str
+
+    def inputs(self) -> dict[str, Keyed]:
+        return {}  # they lie in the artifact of the responses
+
+    def read(self, responses: Artifact) -> Ratings:
+        known: dict[str, Rating] = {}
+        contradicted: set[str] = set()
+        for verdict in responses.read(DatasetVerdict, "verdicts"):
+            for response_id, score, thumb in (
+                (verdict.chosen_id, verdict.score_chosen, True), (verdict.rejected_id, verdict.score_rejected, False),
+            ):  # fmt: skip
+                if response_id in known and known[response_id].thumb != thumb:
+                    contradicted.add(response_id)
+                known[response_id] = Rating(score, thumb)
+        for response_id in contradicted:
+            known[response_id] = Rating(known[response_id].score)
+        for rating in responses.read(DatasetRating, "ratings"):
+            known[rating.response_id] = Rating(rating.score, rating.thumb)
+        return Ratings(known, self.labeler, self.data.key)
+
+
+@dataclass(frozen=True, slots=True)
+class ScoredRatings:
+    """The scores of any labeler that scores responses (ScoreEvidence, PolicyEvidence)."""
+
+    evidence: Evidence
+
+    def inputs(self) -> dict[str, Keyed]:
+        return self.evidence.inputs()
+
+    def read(self, responses: Artifact) -> Ratings:
+        scores = self.evidence.read(responses).scores
+        if scores is None:
+            raise ValueError(f"labeler {self.evidence.labeler!r} compares pairs and scores no single response")
+        rated = {response_id: Rating(score) for response_id, score in scores.items()}
+        return Ratings(rated, self.evidence.labeler, self.evidence.digest)
+
+
+def targets(
+    groups: Sequence[SampleGroup], ratings: Ratings, options: RatingOptions, where: str
+) -> tuple[dict[str, float], dict[str, float]]:
+    """response_id -> target for every response of the groups that has one, and what is counted of the raw scores."""
+    ids = [sample.response_id for group in groups for sample in group.samples]
+    rated = {response_id: ratings.by_response.get(response_id, Rating(None)) for response_id in ids}
+    scores = {response_id: rating.score for response_id, rating in rated.items() if rating.score is not None}
+    if options.kind == "thumbs":
+        return _thumbs(rated, scores, options.threshold, where)
+    if not scores:
+        raise UserError(
+            f"labels as {options.kind} need scores, and {ratings.labeler!r} has none for these responses", where=where,
+            cure="Add a score column (score, or score_chosen and score_rejected), or label by a reward model",
+        )  # fmt: skip
+    spread = _spread(scores)
+    if options.kind == "win_rate":
+        return _win_rates(groups, scores, options.temperature), spread
+    if options.normalize == "none":
+        return scores, spread
+    mean, deviation = spread["labels/score_mean"], spread["labels/score_std"] or 1.0
+    return {response_id: (score - mean) / deviation for response_id, score in scores.items()}, spread
+
+
+def _thumbs(
+    rated: Mapping[str, Rating], scores: Mapping[str, float], threshold: float | None, where: str
+) -> tuple[dict[str, float], dict[str, float]]:
+    known = {response_id: float(rating.thumb) for response_id, rating in rated.items() if rating.thumb is not None}
+    if threshold is not None or not known:
+        if not scores:
+            raise UserError(
+                "labels as thumbs need thumbs or scores, and these responses have neither", where=where,
+                cure="Add a boolean column label, or label by a reward model",
+            )  # fmt: skip
+        limit = float(np.mean(list(scores.values()))) if threshold is None else threshold
+        known = {response_id: float(score > limit) for response_id, score in scores.items()}
+    share = sum(known.values()) / len(known)
+    if share in (0.0, 1.0):
+        raise UserError(
+            f"every thumb points {'up' if share else 'down'}: there is nothing to tell apart", where=where,
+            cure="Set labels.threshold within the range of the scores, or look at the label column",
+        )  # fmt: skip
+    return known, {"labels/thumbs_up_share": share}
+
+
+def _win_rates(groups: Sequence[SampleGroup], scores: Mapping[str, float], temperature: float) -> dict[str, float]:
+    """P(y beats the policy's own samples) = mean_j sigmoid((s - s_j) / temperature), itself included (2405.00675)."""
+    rates: dict[str, float] = {}
+    for group in groups:
+        ids = [sample.response_id for sample in group.samples if sample.response_id in scores]
+        own = np.array([scores[response_id] for response_id in ids])
+        wins = 1.0 / (1.0 + np.exp(np.clip((own[None] - own[:, None]) / temperature, -700, 700)))
+        rates |= dict(zip(ids, wins.mean(1).tolist(), strict=True)) if ids else {}
+    return rates
+
+
+def _spread(scores: Mapping[str, float]) -> dict[str, float]:
+    values = np.array(list(scores.values()), dtype=np.float64)
+    return {"labels/score_mean": float(values.mean()), "labels/score_std": float(values.std())}
