@@ -93,7 +93,7 @@ def train_step(
     grad_norms = {name: _clip(accelerator, learner) for name, learner in learners.items()}
     if not (math.isfinite(totals.sums["loss"]) and all(map(math.isfinite, grad_norms.values()))):
         raise UserError(
-            f"loss {totals.sums['loss']} and gradient norms {grad_norms} are not all finite",
+            f"loss {totals.sums['loss']} and gradient norms {grad_norms} are not finite",
             where="update", cure="Lower update.learning_rate or look for broken rows; step checkpoints are kept",
         )  # fmt: skip
     for learner in learners.values():

@@ -6,7 +6,7 @@ from sail.core.errors import UserError
 from sail.core.records import DatasetVerdict, ResponseRow, SampleGroup
 from sail.core.run_settings import HygieneSettings
 from sail.core.store import Store
-from sail.labeling.rows import response_rows
+from sail.labeling.rows import RowOptions, response_rows
 
 from .doubles import make_group, make_prompt, make_sample
 from .stored import verdict_of, write_groups
@@ -17,7 +17,9 @@ def test_a_preference_dataset_gives_its_chosen_responses_once_and_demonstrations
     good, bad, great = (sample.response_id for sample in judged.samples)
     demonstrations = make_group("book", "lovely", "dull", stop_kind="dataset")
     verdicts = [verdict_of(judged), DatasetVerdict(judged.prompt.prompt_id, good, great, None, None)]
-    artifact = response_rows(store, write_groups(store, [judged, demonstrations], verdicts), round_index=2)
+    artifact = response_rows(
+        store, write_groups(store, [judged, demonstrations], verdicts), None, RowOptions(round_index=2)
+    )
     rows = artifact.read(ResponseRow, "rows")
     assert [row.response_id for row in rows] == [good, *(sample.response_id for sample in demonstrations.samples)]
     assert bad not in {row.response_id for row in rows}
@@ -30,19 +32,21 @@ def test_a_preference_dataset_gives_its_chosen_responses_once_and_demonstrations
 def test_samples_of_the_policy_pass_hygiene_and_drops_are_counted(store: Store) -> None:
     samples = (make_sample("s-0", "good"), make_sample("s-1", "the film", "length"), make_sample("s-2", "  "))
     responses = write_groups(store, [SampleGroup(make_prompt("film"), samples)])
-    artifact = response_rows(store, responses)
+    artifact = response_rows(store, responses, None, RowOptions())
     dropped = {"labels/dropped_truncated": 1, "labels/dropped_empty": 1, "labels/dropped_held_out": 0}
+    dropped |= {"labels/dropped_unrated": 0, "labels/dropped_filtered": 0}
     assert artifact.result() == {"rows": 1, **dropped}
-    kept = response_rows(store, responses, hygiene=HygieneSettings(truncated="keep"))
+    kept = response_rows(store, responses, None, RowOptions(hygiene=HygieneSettings(truncated="keep")))
     assert [row.response_id for row in kept.read(ResponseRow, "rows")] == ["s-0", "s-1"]
 
 
 def test_hygiene_of_pairs_does_not_change_the_key_of_rows(store: Store) -> None:
     responses = write_groups(store, [make_group("film", "good")])
-    assert response_rows(store, responses) == response_rows(store, responses, hygiene=HygieneSettings(min_margin=1.0))
+    plain, margin = RowOptions(), RowOptions(hygiene=HygieneSettings(min_margin=1.0))
+    assert response_rows(store, responses, None, plain) == response_rows(store, responses, None, margin)
 
 
 def test_nothing_left_is_an_error_with_a_cure(store: Store) -> None:
     responses = write_groups(store, [SampleGroup(make_prompt("film"), (make_sample("s-0", "the", "length"),))])
     with pytest.raises(UserError, match=r"routes\.sft: no response is left of 1 prompts: dropped 1 truncated\. Raise"):
-        response_rows(store, responses, where="routes.sft")
+        response_rows(store, responses, None, RowOptions(where="routes.sft"))

@@ -153,7 +153,7 @@ def test_the_testbeds_gold_reward_is_a_labeler(store: Store) -> None:
 
 
 def test_every_labeler_declares_itself() -> None:
-    assert set(LABELERS) == {"dataset", "policy", "reward_model", "callable"}
+    assert set(LABELERS) == {"dataset", "policy", "order", "reward_model", "callable"}
     for name, row in LABELERS.items():
         assert row.kind == name
         assert row.needs and row.source and row.status
