@@ -153,6 +153,7 @@ def _facts(phase: PhaseSettings, route: RouteSettings, loss: LossSettings, setti
         mode=mode,
         when=route.labels.when,
         sail_coef=route.sail_coef,
+        beta=loss_params(loss).get("beta", 0.0),
         num_generations=route.num_generations,
         keep=route.keep,
         temperature=generation.temperature,

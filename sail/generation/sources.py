@@ -124,6 +124,8 @@ def _renamed(raw: Mapping[str, Any], columns: Mapping[str, str]) -> dict[str, An
 def _parse(raw: Mapping[str, Any], source: DataSettings, where: str) -> SourceRow:
     if source.format == "hh" or (source.format == "auto" and _looks_like_hh(raw)):
         return _parse_hh(raw, where)
+    if "better_response_id" in raw:
+        raw = _numbered_pair(raw, where)
     if "chosen" in raw and "rejected" in raw:
         return _parse_pair(raw, where)
     if "messages" in raw or "conversations" in raw:
@@ -167,6 +169,17 @@ def _parse_pair(raw: Mapping[str, Any], where: str) -> SourceRow:
         raise UserError("the prompt must end with a user's turn", where=where, cure="Check the columns of this source")
     scores = (_score(raw, "chosen"), _score(raw, "rejected"))
     return SourceRow(prompt, (_text(chosen, where), _text(rejected, where)), scores, is_pair=True)
+
+
+def _numbered_pair(raw: Mapping[str, Any], where: str) -> Mapping[str, Any]:
+    """PKU-SafeRLHF's columns: response_0, response_1 and the number of the better one."""
+    better = raw["better_response_id"]
+    if better not in (0, 1) or not {"response_0", "response_1"} <= raw.keys():
+        raise UserError(
+            f"better_response_id is {better!r}, beside {sorted(raw)}", where=where,
+            cure="It is 0 or 1, and names response_0 or response_1",
+        )  # fmt: skip
+    return {**raw, "chosen": raw[f"response_{better}"], "rejected": raw[f"response_{1 - better}"]}
 
 
 def _score(raw: Mapping[str, Any], side: str) -> float | None:

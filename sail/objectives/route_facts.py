@@ -27,6 +27,8 @@ class RouteFacts:
     when: Literal["fresh", "frozen"] = "fresh"
     """of labels by the policy: computed at the current parameters, or stored once"""
     sail_coef: float = 0.0
+    beta: float = 0.0
+    """of the loss; 0 where it has none"""
     num_generations: int = 2
     keep: Literal["all", "best_worst", "random"] = "all"
     temperature: float = 1.0

@@ -98,6 +98,15 @@ def _coefficient_means_something(facts: RouteFacts) -> Iterator[Finding]:
         )
 
 
+def _coefficient_fits_beta(facts: RouteFacts) -> Iterator[Finding]:
+    if facts.beta > 0.0 and facts.sail_coef > 1.5 * facts.beta:
+        yield warned(
+            f"sail_coef {facts.sail_coef:g} is {facts.sail_coef / facts.beta:.1f} times beta: its terms may outweigh "
+            "the plain one (published coefficients belong to another gradient)",
+            "Start from sail_coef = beta and watch sail/score_to_plain_ratio",
+        )
+
+
 def _score_term_is_exact(facts: RouteFacts) -> Iterator[Finding]:
     if not (facts.sail_coef > 0.0 and facts.responses_from_policy):
         return
@@ -188,6 +197,7 @@ RULES: tuple[Rule, ...] = (
     _loss_and_labels_fit,
     _single_responses_have_what_they_need,
     _coefficient_means_something,
+    _coefficient_fits_beta,
     _score_term_is_exact,
     _score_term_is_biased,
     _policy_labels_carry_signal,
