@@ -87,12 +87,13 @@ LOSSES: dict[str, LossRow] = {
         hard_only=_NO_RIVAL,
     ),
     "nll": LossRow(
-        nll, "response", (), "Hu et al. 2023, arXiv 2308.12050, filtering alignment, over the rows a filter keeps",
-        "exact", hard_only=_NO_RIVAL,
+        nll, "response", (),
+        "filtering alignment, Hu et al. 2023, arXiv 2308.12050, over the rows a filter keeps; Korbak et al. 2023, "
+        "arXiv 2302.08582, eq. 4", "exact", hard_only=_NO_RIVAL,
     ),
     "rwr": LossRow(
-        rwr, "response", (), "Hu et al. 2023, arXiv 2308.12050; Peters and Schaal 2007", "exact", hard_only=_NO_RIVAL,
-        target="score", statistic=StatisticRow(rwr_log_z, "rows"),
+        rwr, "response", (), "Hu et al. 2023, arXiv 2308.12050; Korbak et al. 2023, arXiv 2302.08582, eq. 5", "exact",
+        hard_only=_NO_RIVAL, target="score", statistic=StatisticRow(rwr_log_z, "rows"),
     ),
     "kto": LossRow(
         kto, "response", _REFERENCE, "Ethayarajh et al. 2024, arXiv 2402.01306, eq. 8", "exact", hard_only=_NO_RIVAL,
