@@ -3,7 +3,7 @@
 from collections import Counter
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sail.core.errors import UserError
@@ -35,9 +35,12 @@ def row_of(prompt: Prompt, response_id: str) -> ResponseRow:
 
 
 SIZES = st.lists(st.integers(1, 9), min_size=2, max_size=12)
+FITTING = SIZES.filter(lambda sizes: 2 * max(sizes) <= sum(sizes))
+untimed = settings(deadline=None)  # a loaded machine is no failure
 
 
-@given(SIZES.filter(lambda sizes: 2 * max(sizes) <= sum(sizes)), st.integers(0, 2**32))
+@untimed
+@given(FITTING, st.integers(0, 2**32))
 def test_strangers_are_a_bijection_that_leaves_nothing_with_its_own_prompt(sizes: list[int], seed: int) -> None:
     rows = rows_of(groups_of(sizes))
     done = mismatched(rows, seed, "routes.kto")
@@ -47,7 +50,8 @@ def test_strangers_are_a_bijection_that_leaves_nothing_with_its_own_prompt(sizes
     assert all(prompt_of[row.mismatched_id] != row.prompt_id for row in done)
 
 
-@given(SIZES.filter(lambda sizes: 2 * max(sizes) > sum(sizes)))
+@untimed
+@given(SIZES.map(lambda sizes: [*sizes, sum(sizes) + 1]))
 def test_a_prompt_with_more_than_half_of_all_responses_is_refused(sizes: list[int]) -> None:
     problem = f"routes.kto: one prompt has {max(sizes)} of {sum(sizes)} responses.*more prompts"
     with pytest.raises(UserError, match=problem):
@@ -59,12 +63,13 @@ def test_a_single_prompt_is_refused() -> None:
         mismatched(rows_of(groups_of([1])), 7, "routes.kto")
 
 
-@given(SIZES.filter(lambda sizes: 2 * max(sizes) <= sum(sizes)), st.randoms(use_true_random=False))
-def test_strangers_hang_on_the_rows_and_the_seed_and_not_on_the_order(sizes: list[int], random: object) -> None:
+@untimed
+@given(FITTING)
+def test_strangers_hang_on_the_rows_and_the_seed_and_not_on_the_order(sizes: list[int]) -> None:
     rows = rows_of(groups_of(sizes))
-    shuffled = list(rows)
-    random.shuffle(shuffled)  # type: ignore[attr-defined]
-    first, second = ({row.row_id: row.mismatched_id for row in mismatched(order, 7, "r")} for order in (rows, shuffled))
+    first, second = (
+        {row.row_id: row.mismatched_id for row in mismatched(order, 7, "r")} for order in (rows, rows[::-1])
+    )
     assert first == second
 
 

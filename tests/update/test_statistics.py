@@ -1,7 +1,6 @@
 """Batch statistics in a step: over the whole batch, however it is cut, and no forward pass where labels are enough."""
 
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
