@@ -1,7 +1,7 @@
 """Encoder-decoder policies (T5): the prompt goes to the encoder, the response to the decoder.
 
-log pi(y_t | x, y_<t) is read where the decoder has seen start, y_1, ..., y_(t-1). The encoder reads each distinct prompt
-of a batch once, whatever the number of its responses; relative positions rule out the trees of causal models.
+log pi(y_t | x, y_<t) is read where the decoder has seen start, y_1, ..., y_(t-1). The encoder reads each distinct
+prompt of a batch once, whatever the number of its responses; relative positions rule out the trees of causal models.
 """
 
 from collections.abc import Iterator, Sequence

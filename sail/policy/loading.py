@@ -105,7 +105,20 @@ def load_policy(checkpoint: Checkpoint, *, trainable: bool = False) -> PolicyMod
 def _load_full(folder: Path) -> PreTrainedModel:
     auto = AutoModelForSeq2SeqLM if AutoConfig.from_pretrained(folder).is_encoder_decoder else AutoModelForCausalLM
     with quiet_loading():
-        return auto.from_pretrained(folder, dtype=torch.float32).eval()
+        return without_dropout(auto.from_pretrained(folder, dtype=torch.float32)).eval()
+
+
+def without_dropout(model: PreTrainedModel) -> PreTrainedModel:
+    """No dropout of its own (T5's is 0.1) in training: log pi of a loss is then that of the sampled distribution.
+
+    The saved configuration keeps what it said; the dropout of an adapter is a setting and comes later.
+    """
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+        for name in [name for name, value in vars(module).items() if "drop" in name and isinstance(value, float)]:
+            setattr(module, name, 0.0)
+    return model
 
 
 def add_adapter(model: PreTrainedModel, lora: LoraSettings, seed: int) -> PolicyModel:

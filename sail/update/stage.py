@@ -25,7 +25,7 @@ from sail.update.optimizer import learning_rate, make_optimizer, set_learning_ra
 from sail.update.step import Batch, row_weights, train_step, updated_baselines
 from sail.update.trainer_state import Position, load_last_step, load_optimizer, save_optimizer, save_step
 
-VERSION = 2
+VERSION = 3
 _TRAINER = "trainer"
 
 
