@@ -13,7 +13,7 @@ exists is handed back, what is missing is made.
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
-from loops.checks import POLICY, label_mode, loss_params, route_loss, sources_of
+from loops.checks import POLICY, engine_of, label_mode, loss_params, route_loss, sources_of
 from loops.context import Context
 from sail.core.artifacts import Artifact
 from sail.core.run_settings import LossSettings, PhaseSettings, RouteSettings
@@ -202,7 +202,7 @@ class PhaseLoop:
         if phase.evaluation.num_prompts == 0:
             return None
         policy, reference = self.policies[turn + 1], self.reference(max(turn, 0))
-        engine = phase.generation.engine if phase.num_rounds > 0 else "transformers"
+        engine = engine_of(phase)
         steered = phase.generation.linear_alignment if turn != START and not phase.routes else None
         settings = phase.generation.replace(temperature=phase.evaluation.temperature, linear_alignment=steered)
         samples = generate(

@@ -15,7 +15,7 @@ def make_tiny_t5(path: Path, words: list[str], *, seed: int = 1, tied: bool = Tr
     tokenizer = T5Tokenizer(vocab=pieces, extra_ids=2)
     config = T5Config(
         vocab_size=len(tokenizer), d_model=32, d_kv=8, d_ff=48, num_layers=2, num_heads=4, decoder_start_token_id=0,
-        relative_attention_max_distance=16, tie_word_embeddings=tied, n_positions=16, initializer_factor=2.0,
+        relative_attention_num_buckets=8, tie_word_embeddings=tied, n_positions=16, initializer_factor=2.0,
     )  # fmt: skip
     with torch.random.fork_rng():
         torch.manual_seed(seed)

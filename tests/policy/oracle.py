@@ -41,7 +41,7 @@ def tiny_encoder_decoder(kind: str, **settings: Any) -> Any:
     torch.manual_seed(3)
     sizes = {
         "vocab_size": VOCAB, "d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 4, "dropout_rate": 0.0,
-        "pad_token_id": 0, "eos_token_id": 1, "decoder_start_token_id": 0, "relative_attention_max_distance": 16,
+        "pad_token_id": 0, "eos_token_id": 1, "decoder_start_token_id": 0, "relative_attention_num_buckets": 8,
     }  # fmt: skip
     config = AutoConfig.for_model(kind, **{**sizes, **settings})
     model = AutoModelForSeq2SeqLM.from_config(config, dtype=torch.float32).train()

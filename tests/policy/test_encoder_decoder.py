@@ -79,8 +79,10 @@ def test_the_order_and_the_company_of_rows_change_nothing() -> None:
     whole = sequence_logps(model, RAGGED)
     shuffled = torch.randperm(len(RAGGED), generator=torch.Generator().manual_seed(1)).tolist()
     apart = torch.cat([sequence_logps(model, [row]) for row in RAGGED])
-    torch.testing.assert_close(sequence_logps(model, [RAGGED[i] for i in shuffled]), whole[shuffled])
-    torch.testing.assert_close(apart, whole)
+    torch.testing.assert_close(
+        sequence_logps(model, [RAGGED[i] for i in shuffled]), whole[shuffled], rtol=1e-6, atol=1e-5
+    )
+    torch.testing.assert_close(apart, whole, rtol=1e-6, atol=1e-5)
 
 
 def test_response_logits_and_kl_are_those_of_the_plain_forward() -> None:
@@ -97,6 +99,7 @@ def test_response_logits_and_kl_are_those_of_the_plain_forward() -> None:
         )  # fmt: skip
 
 
+@pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True`")  # every T5 says so, this one is not tied
 @pytest.mark.parametrize("targets", ["all-linear", ["q", "v", "lm_head"]], ids=["frozen head", "head adapted"])
 def test_lora_gets_the_gradient_of_the_plain_forward(targets: Any) -> None:
     config = LoraConfig(r=4, lora_alpha=8, target_modules=targets, task_type="SEQ_2_SEQ_LM", init_lora_weights=False)
