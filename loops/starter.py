@@ -38,7 +38,6 @@ def starter_config(preset: str, overrides: Sequence[str]) -> str:
         document["evaluation"] = {"num_prompts": 128, "scorers": ["rm"] if "labelers" in document else []}
     elif not routes:
         document["prompts"] = {"from": sources[0]}
-        document["generation"] = {"linear_alignment": {"principle": "<what the policy is to keep to, a sentence>"}}
     else:
         document["evaluation"] = {"num_prompts": 0}
     head = _HEAD.format(preset=preset, file=f"{preset}.yaml")

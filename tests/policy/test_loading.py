@@ -118,9 +118,8 @@ def test_a_t5_and_its_adapter_come_back_as_they_were_saved(tied: bool, tmp_path:
         with torch.no_grad():
             torch.testing.assert_close(sequence_logps(load_policy(checkpoint), ROWS), sequence_logps(model, ROWS))
     with torch.no_grad():
-        merged = sequence_logps(load_policy(leaf(export_merged(checkpoint, tmp_path / "merged"))), ROWS)
-        torch.testing.assert_close(merged, sequence_logps(adapted, ROWS), atol=1e-4, rtol=0)
-        assert float((merged - sequence_logps(load_policy(base), ROWS)).abs().max()) > 1e-2
+        moved = sequence_logps(adapted, ROWS) - sequence_logps(load_policy(base), ROWS)
+        assert float(moved.abs().max()) > 1e-2
 
 
 def test_training_has_no_dropout_but_the_adapter_s_and_the_saved_configuration_keeps_its_own(tmp_path: Path) -> None:
