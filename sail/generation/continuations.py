@@ -68,20 +68,23 @@ class _EncoderDecoder:
         self.read = model.get_encoder()(input_ids=ids.to(device), attention_mask=self.mask).last_hidden_state
         self.cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
         start = torch.full((len(prompts),), start_id(model.config), device=device)
-        self.advance(start)  # fills the cross-attention's cache, once for each prompt
+        logits = self._forward(start)  # fills the cross-attention's cache, once for each prompt
         samples = _samples(counts).to(device)
-        self.logits, self.mask, self.read = self.logits[samples], self.mask[samples], self.read[samples]
+        self.logits, self.mask, self.read = logits[samples], self.mask[samples], self.read[samples]
         self.cache.batch_select_indices(samples)
 
     def next_logits(self, banned: Sequence[int] = ()) -> Tensor:
         return _without(self.logits, banned)
 
     def advance(self, tokens: Tensor) -> None:
+        self.logits = self._forward(tokens)
+
+    def _forward(self, tokens: Tensor) -> Tensor:
         output = self.model(
             encoder_outputs=BaseModelOutput(last_hidden_state=self.read), attention_mask=self.mask,
             decoder_input_ids=tokens[:, None], past_key_values=self.cache, use_cache=True,
         )  # fmt: skip
-        self.logits = output.logits[:, -1]
+        return output.logits[:, -1]
 
 
 def _samples(counts: Sequence[int]) -> Tensor:
