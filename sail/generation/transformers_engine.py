@@ -69,7 +69,7 @@ class TransformersEngine:
         if settings.linear_alignment is None:
             return plain
         principled = continuation(self._model, [request.principled_ids for request in requests], counts)
-        return Aligned(principled, plain, settings.linear_alignment)
+        return Aligned(principled, plain, settings.linear_alignment, settings.temperature)
 
     def _stop_kind(self, stream: "_Stream", token: int, settings: GenerationSettings) -> StopKind | None:
         if token in self._eos:

@@ -34,6 +34,8 @@ def test_the_logits_are_those_worked_by_hand() -> None:
     log2 = torch.tensor(2.0, dtype=torch.float64).log()
     torch.testing.assert_close(found[0, :2], torch.stack([2 * -log2 + 2 * log2, 2 * -2 * log2 + 2 * log2]))
     assert found[0, 2:].isneginf().all()
+    hot = aligned_logits(principled, plain, rho=1.0, top_p=0.6, temperature=4.0)  # .31, .26, .22, .22: three of them
+    assert hot[0].isfinite().sum() == 3 and torch.equal(hot[0, :2], found[0, :2])
 
 
 def test_rho_0_and_top_p_1_are_the_principled_policy_itself() -> None:
@@ -79,7 +81,7 @@ def test_recorded_log_probs_are_those_of_the_steered_distribution(folder: Path, 
             for logits in (steered, plain):
                 logits[:min_tokens, list(eos)] = -torch.inf
             for step, token in enumerate(drawn.token_ids):
-                probabilities = steered[step].softmax(-1)
+                probabilities = (steered[step] / 0.5).softmax(-1)
                 likelier = probabilities[probabilities > probabilities[token]].sum()
                 assert likelier < TOP_P, "only tokens of the set are drawn"
                 inside = [
