@@ -43,6 +43,14 @@ def test_rho_0_and_top_p_1_are_the_principled_policy_itself() -> None:
     torch.testing.assert_close(aligned_logits(principled, plain, rho=0.0, top_p=1.0), principled.double())
 
 
+def test_a_banned_token_is_never_in_the_set() -> None:
+    """With top_p 1 the rest's probability can round to less than 1, which would let it in as inf - inf."""
+    principled, plain = torch.randn(2, 200, 30, generator=torch.Generator().manual_seed(0))
+    principled[:, 3] = plain[:, 3] = -torch.inf
+    found = aligned_logits(principled, plain, rho=2.0, top_p=1.0)
+    assert not found.isnan().any() and found[:, 3].isneginf().all()
+
+
 def test_the_likeliest_token_is_always_in_the_set() -> None:
     found = aligned_logits(torch.tensor([[5.0, 0.0]]), torch.tensor([[0.0, 0.0]]), rho=2.0, top_p=0.01)
     assert found.isfinite().tolist() == [[True, False]]
