@@ -4,10 +4,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from loops.documents import merge
 from sail import load_run
+from sail.core.artifacts import leaf
 from sail.core.records import SampleGroup
+from sail.policy.loading import load_policy
+from sail.policy.logprobs import sequence_logps
+from sail.policy.rows import Row
 from sail.results import Round
 from tests.loops.running import NO_EVALUATION, Zygote, committed, linked, small_config, store_of, write_config
 
@@ -28,11 +33,11 @@ def only_evaluates(testbed: Path) -> dict[str, Any]:
 
 
 def texts(evaluated: Round) -> list[str]:
-    table = (evaluated.folder / "evaluation_samples").resolve()
-    return [sample.text for group in _groups(table) for sample in group.samples]
+    return [sample.text for group in groups(evaluated) for sample in group.samples]
 
 
-def _groups(folder: Path) -> list[SampleGroup]:
+def groups(evaluated: Round) -> list[SampleGroup]:
+    folder = (evaluated.folder / "evaluation_samples").resolve()
     (artifact,) = (found for found in committed(folder.parent).values() if found.path == folder)
     return [group for path in sorted(folder.glob("groups-*")) for group in artifact.read(SampleGroup, path.stem)]
 
@@ -62,15 +67,22 @@ def test_a_phase_trains_on_steered_samples_and_evaluates_the_policy_itself(
         testbed, preset="iterative-dpo", num_rounds=1, routes={"online": {"num_generations": 2, "labels": "gold"}}
     )
     generation = settings["generation"]
+    changes: dict[str, dict[str, Any]] = {"plain": {}, "steered": {"linear_alignment": STEERED}}
     outs = {}
-    for name, change in {"plain": {}, "steered": {"linear_alignment": STEERED}}.items():
+    for name, change in changes.items():
         config = write_config(tmp_path / f"{name}.yaml", settings | {"generation": generation | change})
         outs[name] = tmp_path / "runs" / name
         done = sail.run("run", config, "--out", outs[name], cwd=tmp_path)
         assert done.returncode == 0, done.err
     plain, steered = (linked(out) for out in outs.values())
     assert plain["rounds/000/samples/online"] != steered["rounds/000/samples/online"]
-    assert texts(load_run(outs["plain"]).start) == texts(load_run(outs["steered"]).start)
+    trained = load_run(outs["steered"]).round(0)
+    for group in groups(trained):
+        for sample in group.samples:
+            with torch.no_grad():
+                row = Row(group.prompt.token_ids, sample.token_ids)
+                (expected,) = sequence_logps(load_policy(leaf(trained.checkpoint)), [row])
+            assert sum(sample.logprobs) == pytest.approx(float(expected), abs=1e-3)
 
 
 @pytest.mark.parametrize(
