@@ -37,6 +37,8 @@ class RouteFacts:
     """<= 0: off"""
     min_p: float = 0.0
     min_tokens: int = 0
+    linear_alignment: bool = False
+    """samples of a steered policy on its top-p set"""
     stale: bool = False
     """samples may be older than the policy that trains on them (more than one optimizer step per generation)"""
     importance_mode: Literal["sequence_mask", "truncate", "none"] = "sequence_mask"

@@ -119,7 +119,7 @@ def _score_term_is_exact(facts: RouteFacts) -> Iterator[Finding]:
     if cut:
         yield refused(
             f"{', '.join(cut)} with sail_coef > 0: samples from a truncated support cannot be repaired by weights",
-            "Sample with top_p: 1, top_k: 0, min_p: 0, min_tokens: 0, or set sail_coef: 0",
+            "Sample with top_p: 1, top_k: 0, min_p: 0, min_tokens: 0, no linear_alignment, or set sail_coef: 0",
         )
     if facts.temperature != 1.0 and facts.importance_mode == "none":
         yield refused(
@@ -189,6 +189,7 @@ def _truncations(facts: RouteFacts) -> list[str]:
         f"top_k {facts.top_k}": facts.top_k > 0,
         f"min_p {facts.min_p}": facts.min_p > 0.0,
         f"min_tokens {facts.min_tokens}": facts.min_tokens > 0,
+        "linear_alignment": facts.linear_alignment,
     }
     return [name for name, applies in cut.items() if applies]
 

@@ -36,7 +36,9 @@ SFT = RouteFacts("sft", responses_from_policy=False, labels_by="none")
         replace(PR, num_generations=4, keep="random"),
         replace(PR, temperature=0.9),
         replace(PR, stale=True),
-        replace(ITERATIVE, temperature=0.7, top_p=0.9, top_k=40, filters=True, importance_mode="none"),
+        replace(
+            ITERATIVE, temperature=0.7, top_p=0.9, top_k=40, linear_alignment=True, filters=True, importance_mode="none"
+        ),
         replace(DP, top_p=0.9, keep="best_worst", filters=True, temperature=0.5, importance_mode="none"),
     ],
 )
@@ -67,6 +69,7 @@ def test_a_sound_route_has_no_findings(route):
         (replace(PR, top_k=50), "top_k 50"),
         (replace(PR, min_p=0.05), "min_p 0.05"),
         (replace(PR, min_tokens=8), "min_tokens 8"),
+        (replace(PR, linear_alignment=True), "linear_alignment"),
         (replace(PP, temperature=0.9, importance_mode="none"), "temperature 0.9"),
         (replace(PP, sail_coef=0.0), "exactly zero"),
         (replace(PP, when="frozen", policy_is_reference=True), "every pair is a tie"),
