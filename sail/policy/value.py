@@ -38,10 +38,8 @@ class ValueModel(torch.nn.Module):
         per 'prompt': V(x), read where the first response token is predicted and repeated over the response.
         """
         config, device = self.backbone.config, self.head.weight.device
-        if config.is_encoder_decoder:
-            batch = decoder_rows(rows, start_id(config), device)
-        else:
-            batch = padded_rows(rows, device)
+        encoded = config.is_encoder_decoder
+        batch = decoder_rows(rows, start_id(config), device) if encoded else padded_rows(rows, device)
         hidden = self.backbone(**batch.inputs, use_cache=False).last_hidden_state
         values = self.head(batch.at_scored(hidden)).squeeze(-1).double()
         if self.per == "token":
