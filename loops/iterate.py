@@ -107,7 +107,7 @@ class PhaseLoop:
                 routes=tuple(routes),
                 settings=phase.update,
                 importance=phase.importance_sampling,
-                seed=context.seed("update"),
+                seed=context.seed("update", phase=phase),
                 round_index=self.first_round + turn,
                 lora=context.settings.lora,
                 carry_from=before if carry and turn > 0 and isinstance(before, Artifact) else None,
@@ -135,8 +135,8 @@ class PhaseLoop:
             self.builder, context.engine(phase.generation.engine),
             prompts=context.prompts(phase), table="train", policy=self.policies[turn], settings=phase.generation,
             engine_settings=context.engine_settings(phase.generation.engine), num_samples=route.num_generations,
-            per_round=phase.prompts.per_round, round_index=self.first_round + turn, seed=context.seed("samples"),
-            chat_template=context.template,
+            per_round=phase.prompts.per_round, round_index=self.first_round + turn,
+            seed=context.seed("samples", phase=phase), chat_template=context.template,
         )  # fmt: skip
 
     def _rows(
@@ -144,7 +144,7 @@ class PhaseLoop:
     ) -> RowSource:
         """Labelled rows of one set of responses, with the log-probs the loss and its weights need."""
         loss = route_loss(self.phase, route)
-        seed = self.context.seed("labels", name)
+        seed = self.context.seed("labels", name, phase=self.phase)
         round_index = self.first_round + drawn_in if route.responses == POLICY else NO_ROUND
         held_out = self._held_out() if route.responses != POLICY else None
         if find_loss(loss.type).unit == "response":
@@ -203,7 +203,7 @@ class PhaseLoop:
             self.builder, context.engine(engine),
             prompts=context.prompts(phase), table="held_out", policy=policy, settings=settings,
             engine_settings=context.engine_settings(engine), num_samples=phase.evaluation.num_generations,
-            per_round=None, round_index=0, seed=context.seed("evaluation"), chat_template=context.template,
+            per_round=None, round_index=0, seed=context.seed("evaluation", phase=phase), chat_template=context.template,
         )  # fmt: skip
         scorers = {name: context.labeler(name) for name in phase.evaluation.scorers}
         scores = {name: score_responses(self.builder, samples, scorer) for name, scorer in scorers.items()}
@@ -220,7 +220,8 @@ class PhaseLoop:
             pairs=self._held_out_pairs(policy, reference),
         )
         beta = loss_params(phase.loss).get("beta", 1.0)
-        evaluation = evaluate(self.builder, inputs, beta=beta, seed=context.seed("bootstrap"), bf16=phase.update.bf16)
+        seed = context.seed("bootstrap", phase=phase)
+        evaluation = evaluate(self.builder, inputs, beta=beta, seed=seed, bf16=phase.update.bf16)
         return {"evaluation": evaluation, "evaluation_samples": samples}
 
     def _held_out(self) -> Artifact | None:
