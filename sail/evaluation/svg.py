@@ -34,7 +34,7 @@ _STYLE: dict[Any, Any] = {
 }  # fmt: skip
 
 
-_LIGHT = {  # the light half of report.html.j2's palette, for files that have no page around them
+LIGHT = {  # the light half of report.html.j2's palette, for files that have no page around them
     "ink": "#22262b", "muted": "#6b727a", "grid": "#e6e4de", "paper": "#fbfaf7", "series-0": "#1f6f8b",
     "series-1": "#c8803a", "series-2": "#7a8c4f", "series-3": "#9a6a8e", "series-4": "#8c8c86", "series-5": "#b5564e",
 }  # fmt: skip
@@ -76,8 +76,8 @@ def _for_the_page(svg: str, name: str, title: str) -> str:
 
 def standalone(figure: Panel) -> str:
     """The figure as a file of its own: light colours on paper."""
-    svg = re.sub(r"var\(--([\w-]+)\)", lambda name: _LIGHT[name[1]], figure.svg)
-    return re.sub(r"(<svg[^>]*>)", rf'\1<rect width="100%" height="100%" fill="{_LIGHT["paper"]}"/>', svg, count=1)
+    svg = re.sub(r"var\(--([\w-]+)\)", lambda name: LIGHT[name[1]], figure.svg)
+    return re.sub(r"(<svg[^>]*>)", rf'\1<rect width="100%" height="100%" fill="{LIGHT["paper"]}"/>', svg, count=1)
 
 
 def label_rounds(axes: Axes, labels: list[str]) -> None:

@@ -24,8 +24,8 @@ from typing import Any, NoReturn
 
 _WATCHED = ("open", "os.rename", "os.mkdir", "os.remove", "shutil.rmtree", "socket.connect", "subprocess.Popen")
 _MODULES = (
-    "loops.cli", "loops.run", "loops.estimates", "loops.inspection", "sail.generation.transformers_engine",
-    "sail.generation.vllm_engine", "datasets", "peft", "transformers.models.llama.modeling_llama",
+    "loops.cli", "loops.run", "loops.estimates", "loops.inspection", "loops.ablate",
+    "sail.generation.transformers_engine", "sail.generation.vllm_engine", "datasets", "peft", "transformers.models.llama.modeling_llama",
     "transformers.models.auto.modeling_auto", "sail.testbed.gold",
 )  # fmt: skip
 
