@@ -97,6 +97,12 @@ def load_ablation(source: str, overrides: Sequence[str] = (), *, smoke: bool = F
     if "arms" not in asked:
         raise UserError("no arms: a run, no ablation", where=source, cure=f"sail run {source}, or add arms")
     asked = override({**asked, "base": _base(asked.get("base"), path)}, overrides)
+    return parse_ablation(asked, path, smoke=smoke)
+
+
+def parse_ablation(asked: Document, path: Path, *, smoke: bool = False) -> Ablation:
+    """The runs that a whole document means; `path` names the file it came from."""
+    source = str(path)
     settings = parse_settings(AblationSettings, asked, source)
     if settings.compare_to not in (None, *settings.arms):
         cure = nearest(str(settings.compare_to), list(settings.arms))

@@ -2,6 +2,7 @@
 
 import json
 import random
+import runpy
 import shutil
 import signal
 import threading
@@ -121,6 +122,21 @@ def test_the_table_holds_what_the_runs_say(uninterrupted: tuple[Path, Done]) -> 
     for name in ("results.md", "results-1.svg", "report.html"):
         assert (out / name).stat().st_size > 500
     assert "Difference to offline" in done.out
+
+
+def test_the_results_page_takes_its_numbers_from_the_folder(uninterrupted: tuple[Path, Done], tmp_path: Path) -> None:
+    out, _ = uninterrupted
+    marks = "<!-- labels: written by scripts/docs_results -->\n", "<!-- end of labels -->\n"
+    (tmp_path / "results.md").write_text(f"Before.\n{marks[0]}old{marks[1]}After.\n")
+    script = Path(__file__).parents[2] / "scripts" / "docs_results"
+    write = runpy.run_path(str(script))["write_results"]
+    for _ in range(2):
+        write(out, tmp_path)
+        page = (tmp_path / "results.md").read_text()
+        assert page.startswith("Before.\n") and page.endswith("After.\n") and "old" not in page
+        assert page.count((out / "results.md").read_text()) == 1
+        assert AblationFolder(out).savings().sentence() in page
+    assert (tmp_path / "figures" / "labels-1.svg").read_bytes() == (out / "results-1.svg").read_bytes()
 
 
 def test_a_second_time_there_is_nothing_to_do(uninterrupted: tuple[Path, Done], ablation: Path, sail: Zygote) -> None:
