@@ -1,7 +1,7 @@
 """runs/<ablation>/: which runs it has, how far they are, and what they came to. The runs lie in it, one folder each."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,13 +9,13 @@ from typing import Any
 import yaml
 
 from loops.ablation import Ablation
+from loops.budgets import is_bought
 from loops.inspection import read_records
 from loops.iterate import START, RoundRecord
 from loops.run_folder import ABLATION, PLAN, RECORD, STAGES, RunFolder
 from sail.core import atomic
-from sail.core.artifacts import Artifact
 from sail.core.errors import UserError
-from sail.core.run_settings import RewardModelLabeler, RunSettings
+from sail.core.run_settings import RunSettings
 from sail.core.settings import parse_settings
 from sail.evaluation.comparison import ArmResults, Comparison
 
@@ -153,27 +153,22 @@ def _results(run: Path) -> tuple[list[dict[str, float]], dict[str, float]]:
 
 
 def _spent(records: Sequence[RoundRecord], settings: RunSettings) -> dict[str, float]:
+    """Optimizer steps, sampled tokens, and labels by whom; an artifact that many rounds use counts once."""
     phases = {phase.name: phase for phase in settings.phases}
-    seen: dict[str, tuple[str, Artifact]] = {}  # id -> who labelled it, where that matters
+    figures: dict[str, dict[str, int]] = {name: {} for name in ("steps", "tokens", "dataset", "rounds")}
     for record in records:
         routes = phases[record.phase].routes
         for name, artifact in record.artifacts.items():
             kind, _, route = name.partition("/")
-            seen[artifact.id] = (_labelled(routes[route].labels.by, settings) if kind == "pairs" else kind, artifact)
-    return {
-        "Optimizer steps": _total(seen, "checkpoint", "steps"),
-        "Sampled tokens": _total(seen, "samples", "tokens"),
-        "Dataset pairs": _total(seen, "by data", "labels/pairs"),
-        "Labels in rounds": _total(seen, "by labeler", "labels/pairs"),
-    }
-
-
-def _labelled(by: str, settings: RunSettings) -> str:
-    if by in settings.data:
-        return "by data"
-    labeler = settings.labelers.get(by)
-    return "by labeler" if labeler is not None and not isinstance(labeler, RewardModelLabeler) else "by model"
-
-
-def _total(seen: Mapping[str, tuple[str, Artifact]], kind: str, figure: str) -> float:
-    return float(sum(artifact.result()[figure] for found, artifact in seen.values() if found == kind))
+            if kind == "checkpoint":
+                figures["steps"][artifact.id] = artifact.result()["steps"]
+            elif kind == "samples":
+                figures["tokens"][artifact.id] = artifact.result()["tokens"]
+            elif kind == "pairs" and routes[route].labels.by in settings.data:
+                source, pairs = routes[route].labels.by, artifact.result()["labels/pairs"]
+                figures["dataset"][source] = max(pairs, figures["dataset"].get(source, 0))
+            elif kind == "pairs" and is_bought(routes[route], settings):
+                figures["rounds"][artifact.id] = artifact.result()["labels/pairs"]
+    names = {"steps": "Optimizer steps", "tokens": "Sampled tokens", "dataset": "Dataset pairs",
+             "rounds": "Labels in rounds"}  # fmt: skip
+    return {names[name]: float(sum(found.values())) for name, found in figures.items()}

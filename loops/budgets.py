@@ -105,13 +105,14 @@ def labels_bought(settings: RunSettings) -> int:
     """Pairs of the last phase labelled by somebody else than data, policy or a reward model, at most."""
     phase = settings.phases[-1]
     per_round = phase.prompts.per_round if phase.prompts else None
-    routes = [route for route in _routes(phase).values() if _is_bought(route, settings)]
+    routes = [route for route in _routes(phase).values() if is_bought(route, settings)]
     if routes and per_round is None:
         raise UserError("prompts.per_round is open, so labels cannot be counted", cure="Set it")
     return phase.num_rounds * (per_round or 0) * sum(map(_pairs_per_prompt, routes))
 
 
-def _is_bought(route: RouteSettings, settings: RunSettings) -> bool:
+def is_bought(route: RouteSettings, settings: RunSettings) -> bool:
+    """Somebody else than data, the policy or a reward model labels this route."""
     labeler = settings.labelers.get(route.labels.by)
     return labeler is not None and not isinstance(labeler, RewardModelLabeler)
 
