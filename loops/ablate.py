@@ -4,6 +4,7 @@ All runs share one store, so equal recipes are computed once, and one set of eng
 done is skipped; an arm that fails is told of, and the others go on.
 """
 
+import traceback
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -29,7 +30,7 @@ _NOTES = (
     "Differences are paired by seed; intervals are Student's t over seeds, not corrected for many comparisons.",
     "What seeds share does not vary between them, so no interval covers it.",
 )
-_FAILURES = (UserError, ServerError, RuntimeError)  # RuntimeError: out of memory, and what else torch stops at
+_FAILURES = (UserError, RuntimeError)  # RuntimeError: a server that failed, out of memory, what else torch stops at
 
 
 def ablate(ablation: Ablation, folder: AblationFolder, console: Console) -> bool:
@@ -76,6 +77,8 @@ def _run_one(run: ArmRun, folder: RunFolder, engines: Engines, console: Console)
     except _FAILURES as error:
         engines.close()  # whatever state they are in, the next run gets fresh ones
         reason = f"{type(error).__name__}: {error}".removeprefix("UserError: ")
+        if not isinstance(error, (UserError, ServerError)):
+            traceback.print_exc()
         console.print(f"[red]failed[/] {escape(reason)}", soft_wrap=True, highlight=False)
         return reason
     return None
@@ -121,7 +124,7 @@ def compare(folder: AblationFolder, console: Console) -> None:
         runs=[run.name for run in folder.listed() if folder.is_done(run)],
         asked=yaml.safe_dump(told["asked"], sort_keys=False),
         alarms=alarms,
-        notes=[*_NOTES, saved.sentence() + "."],
+        notes=[*folder.notes(), *_NOTES, saved.sentence() + "."],
     )
     for table in terminal_tables(comparison):
         console.print(table)

@@ -12,6 +12,7 @@ from loops.ablation import Ablation
 from loops.budgets import is_bought
 from loops.inspection import read_records
 from loops.iterate import START, RoundRecord
+from loops.run import notes_of
 from loops.run_folder import ABLATION, PLAN, RECORD, STAGES, RunFolder
 from sail.core import atomic
 from sail.core.errors import UserError
@@ -100,6 +101,11 @@ class AblationFolder:
                 arms.append(ArmResults(arm, rounds, {seed: spent for seed, (_, spent) in own.items()}))
         return Comparison(told["name"], told["compare_to"], told["seeds"], arms, told["kl_limit"])
 
+    def notes(self) -> list[str]:
+        """What a reader must know of single arms, of those that are done."""
+        settings = {run.arm: _settings(self.path / run.name) for run in self.listed() if self.is_done(run)}
+        return [f"{arm}: {note}" for arm, own in settings.items() for note in notes_of(own)]
+
     def savings(self) -> "Savings":
         """Artifacts and stage time of the finished runs, with sharing and without."""
         done = [run.name for run in self.listed() if self.is_done(run)]
@@ -143,10 +149,13 @@ def is_ablation_folder(path: Path) -> bool:
     return (path / ABLATION).exists()
 
 
+def _settings(run: Path) -> RunSettings:
+    return parse_settings(RunSettings, yaml.safe_load((run / "resolved.yaml").read_text()), str(run))
+
+
 def _results(run: Path) -> tuple[list[dict[str, float]], dict[str, float]]:
     """The evaluations of the last phase, and what the whole run used up."""
-    settings = parse_settings(RunSettings, yaml.safe_load((run / "resolved.yaml").read_text()), str(run))
-    records = read_records(run)
+    settings, records = _settings(run), read_records(run)
     last = settings.phases[-1].name
     evaluated = [record for record in records if record.phase == last and "evaluation" in record.artifacts]
     return [record.artifacts["evaluation"].result() for record in evaluated], _spent(records, settings)

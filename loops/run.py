@@ -138,7 +138,7 @@ def report_data(title: str, settings: RunSettings, records: Sequence[RoundRecord
         steps=steps,
         settings_yaml=settings_yaml(settings),
         examples=_examples(records),
-        notes=_notes(settings),
+        notes=notes_of(settings),
     )
 
 
@@ -160,7 +160,7 @@ def _label(record: RoundRecord) -> str:
     return "start" if record.round_index == START else f"round {record.round_index}"
 
 
-def _notes(settings: RunSettings) -> list[str]:
+def notes_of(settings: RunSettings) -> list[str]:
     """What a reader must know before believing the curves."""
     labellers = {route.labels.by for phase in settings.phases for route in phase.routes.values()}
     headlines = {phase.evaluation.scorers[0] for phase in settings.phases if phase.evaluation.scorers}

@@ -91,6 +91,7 @@ def _by_round(comparison: Comparison) -> Panel | None:
                 last = (len(rewards) - 1, rewards[-1])
                 axes.annotate(name, last, xytext=(5, -3), textcoords="offset points", color=INK, fontsize=7)
         axes.margins(x=0.25)
+        axes.set_xticks(range(max(map(len, paths.values()))))
         axes.set_xlabel("evaluation")
 
     return panel("Reward by evaluation", "means over seeds, from the first evaluation to the last", plot, _size(8))

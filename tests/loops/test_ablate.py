@@ -14,7 +14,11 @@ import pytest
 import yaml
 
 from loops.ablation_folder import AblationFolder
+from loops.config import resolve
+from loops.context import Context, Engines
 from sail import load_run
+from sail.core.run_settings import VllmSettings
+from sail.core.store import Store
 from tests.loops.running import (
     Done,
     Zygote,
@@ -275,6 +279,40 @@ def test_results_of_other_settings_are_not_taken_for_these(testbed: Path, sail: 
     told = sail.run("report", out, cwd=tmp_path)
     assert "offline-seed1, hard-seed1" in told.out, "both are left out"
     assert json.loads((out / "results.json").read_text())["arms"] == {}
+
+
+# ---- engines ---------------------------------------------------------------------------------------------------------
+
+
+def test_runs_share_engines_until_their_settings_differ(testbed: Path, tmp_path: Path) -> None:
+    settings = resolve(small_config(testbed))
+    engines = Engines(tmp_path)
+    contexts = [Context(settings, Store(tmp_path), tmp_path, engines) for _ in range(2)]
+    first = contexts[0].engine("transformers")
+    first.use(contexts[0].model)
+    contexts[0].close()
+    assert contexts[1].engine("transformers") is first and hasattr(first, "_model"), "closed by none of the runs"
+    other = settings.replace(vllm=VllmSettings(dtype="bfloat16"))
+    assert Context(other, Store(tmp_path), tmp_path, engines).engine("transformers") is not first
+    assert not hasattr(first, "_model"), "there is room for one"
+    alone = Context(settings, Store(tmp_path), tmp_path)
+    own = alone.engine("transformers")
+    own.use(alone.model)
+    alone.close()
+    assert not hasattr(own, "_model")
+
+
+@pytest.mark.vllm
+@pytest.mark.slow
+def test_one_server_serves_all_runs(testbed: Path, sail: Zygote, tmp_path: Path) -> None:
+    base = small_config(testbed, num_rounds=1, generation={"engine": "vllm", "max_completion_length": 24})
+    base["vllm"] = {"kv_cache_gib": 0.25, "max_model_len": 64}
+    arms = {name: ARMS[name] for name in ("soft", "hard")}
+    config = write_ablation(tmp_path, testbed, base=base, arms=arms, seeds=[1])
+    out = tmp_path / "runs" / "labels"
+    done = sail.run("ablate", config, cwd=tmp_path)
+    assert done.returncode == 0, done.err
+    assert [str(log.relative_to(out)) for log in out.rglob("vllm-*.log")] == ["logs/attempt-1/vllm-1.log"]
 
 
 # ---- folders ---------------------------------------------------------------------------------------------------------
