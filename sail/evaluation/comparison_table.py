@@ -45,7 +45,7 @@ def markdown(comparison: Comparison) -> str:
 
 
 def _terminal(grid: Grid) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 0, 0, 1), show_edge=False, header_style="bold", title=grid.title,
+    table = Table(box=box.SIMPLE_HEAD, padding=0, show_edge=False, header_style="bold", title=grid.title,
                   title_justify="left")  # fmt: skip
     for index, heading in enumerate(grid.headings):
         side = "left" if index == 0 else "right"
