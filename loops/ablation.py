@@ -91,7 +91,7 @@ def is_ablation(source: str) -> bool:
 
 
 def load_ablation(source: str, overrides: Sequence[str] = (), *, smoke: bool = False) -> Ablation:
-    """Read an ablation file; overrides change it as it stands: seeds=[1], base.num_rounds=1, arms.soft.update.steps=9."""
+    """Read an ablation file; overrides change it as it stands: seeds=[1], base.num_rounds=1."""
     path = Path(source)
     asked = read_document(path)
     if "arms" not in asked:
