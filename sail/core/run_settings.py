@@ -8,6 +8,8 @@ from pydantic import Field, field_validator, model_validator
 
 from sail.core.settings import Settings, execution, meaning
 
+Stream = Literal["prompts", "reward", "samples", "labels", "update", "evaluation", "bootstrap"]
+
 
 class DataSettings(Settings):
     """A named source of prompts, demonstrations or preference pairs."""
@@ -329,6 +331,7 @@ class PhaseSettings(Settings):
     name: str = execution("main", "names the phase in reports and references")
     preset: str | None = execution(None, "the method this phase started from")
     num_rounds: int = execution(0, "0: offline", ge=0)
+    seed: int | None = meaning(None, "of this phase alone; default: the run's", ge=0)
     prompts: PromptSettings | None = meaning(None)
     routes: dict[str, RouteSettings] = meaning(doc="named streams of rows; none: the phase only evaluates")
     loss: LossSettings = meaning(doc="the loss of every route that has none of its own")
@@ -347,6 +350,7 @@ class RunSettings(Settings):
     model_name_or_path: str = meaning(doc="the starting policy: a folder or a Hub id")
     revision: str | None = meaning(None, "branch, tag or commit of a Hub model")
     seed: int = meaning(0, "every random stream is a hash of it and of the stream's name", ge=0)
+    seeds: dict[Stream, Annotated[int, Field(ge=0)]] = meaning({}, "streams with a seed of their own: {reward: 0}")
     max_length: int | None = meaning(None, "tokens of prompt and response; default: the model's context", gt=0)
     chat_template: str | None = meaning(None, "file with a Jinja template, for tokenizers without one")
     lora: LoraSettings | None = meaning(None)
