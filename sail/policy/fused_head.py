@@ -120,9 +120,7 @@ class _FrozenHead(torch.autograd.Function):
         return (grads[0][:, None] * direction).to(direction.dtype), None, None, None, None, None
 
 
-def _head(
-    hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, transform: LogitTransform
-) -> Head:
+def _head(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, transform: LogitTransform) -> Head:
     device = hidden.device.type
     compute = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
     wide = torch.promote_types(hidden.dtype, torch.float32)

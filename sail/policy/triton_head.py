@@ -30,7 +30,7 @@ class Blocks(NamedTuple):
 
 
 _HOPPER = Blocks(128, 256, 64, 8, 3)
-_OTHERS = Blocks(128, 128, 64, 8, 3)  # 96 KiB of shared memory in half precision, which the smallest of them have
+_OTHERS = Blocks(128, 128, 64, 8, 3)  # 64 KiB of shared memory on Ampere; and where a soft cap takes registers
 _WIDER = Blocks(32, 64, 32, 4, 2)  # float32, where a block takes twice the room
 
 
@@ -40,7 +40,7 @@ def _logits(
     HAS_BIAS: tl.constexpr, HAS_CAP: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_V: tl.constexpr, BLOCK_H: tl.constexpr,
 ):  # fmt: skip
-    """z of a block [BLOCK_N, BLOCK_V] float32, -inf beyond the last column, and its dz/draw."""
+    """z of a block [BLOCK_N, BLOCK_V] float32, -inf beyond the last column."""
     rows = first_n + tl.arange(0, BLOCK_N)
     columns = first_v + tl.arange(0, BLOCK_V)
     steps = tl.arange(0, BLOCK_H)
@@ -57,13 +57,18 @@ def _logits(
     if HAS_BIAS:
         raw += tl.load(bias + columns, mask=columns < num_v, other=0.0).to(tl.float32)[None, :]
     z = raw * scale
-    slope = tl.zeros((BLOCK_N, BLOCK_V), dtype=tl.float32) + scale
     if HAS_CAP:
         decay = tl.exp(-2 * tl.abs(z / softcap))
-        tanh = tl.where(z < 0, -1.0, 1.0) * (1 - decay) / (1 + decay)
-        slope = scale * (1 - tanh * tanh)
-        z = softcap * tanh
-    return tl.where((columns < num_v)[None, :], z, -float("inf")), slope
+        z = tl.where(z < 0, -softcap, softcap) * (1 - decay) / (1 + decay)
+    return tl.where((columns < num_v)[None, :], z, float("-inf"))
+
+
+@triton.jit
+def _through_transform(grad, z, scale, softcap, HAS_CAP: tl.constexpr):
+    """dL/draw from dL/dz."""
+    if HAS_CAP:
+        grad = grad * (1 - (z / softcap) * (z / softcap))
+    return grad * scale
 
 
 @triton.jit
@@ -83,7 +88,7 @@ def _scores_kernel(
     BLOCK_N: tl.constexpr, BLOCK_V: tl.constexpr, BLOCK_H: tl.constexpr, GROUP: tl.constexpr,
 ):  # fmt: skip
     first_n, first_v = _block_of(tl.program_id(0), num_n, num_v, BLOCK_N, BLOCK_V, GROUP)
-    z, _ = _logits(
+    z = _logits(
         hidden, weight, bias, first_n, first_v, num_n, num_v, size_h, stride_n, stride_v, scale, softcap,
         HAS_BIAS, HAS_CAP, BLOCK_N, BLOCK_V, BLOCK_H,
     )  # fmt: skip
@@ -104,7 +109,7 @@ def _gradient_kernel(
     BLOCK_N: tl.constexpr, BLOCK_V: tl.constexpr, BLOCK_H: tl.constexpr, GROUP: tl.constexpr,
 ):  # fmt: skip
     first_n, first_v = _block_of(tl.program_id(0), num_n, num_v, BLOCK_N, BLOCK_V, GROUP)
-    z, slope = _logits(
+    z = _logits(
         hidden, weight, bias, first_n, first_v, num_n, num_v, size_h, stride_n, stride_v, scale, softcap,
         HAS_BIAS, HAS_CAP, BLOCK_N, BLOCK_V, BLOCK_H,
     )  # fmt: skip
@@ -113,7 +118,8 @@ def _gradient_kernel(
     row_lse = tl.load(lse + rows, mask=rows < num_n, other=0.0)
     row_scale = tl.load(coefficient + rows, mask=rows < num_n, other=0.0)
     onehot = tl.where(columns[None, :] == target[:, None], 1.0, 0.0)
-    grad = row_scale[:, None] * (onehot - tl.exp(z - row_lse[:, None])) * slope
+    grad = row_scale[:, None] * (onehot - tl.exp(z - row_lse[:, None]))
+    grad = _through_transform(grad, z, scale, softcap, HAS_CAP)
     out_at = out + rows.to(tl.int64)[:, None] * stride_out + columns[None, :]
     inside = (rows < num_n)[:, None] & (columns < num_v)[None, :]
     tl.store(out_at, grad.to(out.dtype.element_ty), mask=inside)
@@ -126,7 +132,7 @@ def _softmax_kernel(
     BLOCK_N: tl.constexpr, BLOCK_V: tl.constexpr, BLOCK_H: tl.constexpr, GROUP: tl.constexpr,
 ):  # fmt: skip
     first_n, first_v = _block_of(tl.program_id(0), num_n, num_v, BLOCK_N, BLOCK_V, GROUP)
-    z, slope = _logits(
+    z = _logits(
         hidden, weight, bias, first_n, first_v, num_n, num_v, size_h, stride_n, stride_v, scale, softcap,
         HAS_BIAS, HAS_CAP, BLOCK_N, BLOCK_V, BLOCK_H,
     )  # fmt: skip
@@ -140,8 +146,10 @@ def _softmax_kernel(
     hit = columns[None, :] == target[:, None]
     found = (target >= first_v) & (target < min(first_v + BLOCK_V, num_v))
     tl.store(picked + rows, tl.sum(tl.where(hit, z, 0.0), 1), mask=found & (rows < num_n))
+    weights = _through_transform(weights, z, scale, softcap, HAS_CAP)
+    weights = tl.where((columns < num_v)[None, :], weights, 0.0)
     out_at = out + rows.to(tl.int64)[:, None] * stride_out + columns[None, :]
-    tl.store(out_at, (weights * slope).to(out.dtype.element_ty), mask=(rows < num_n)[:, None])  # 0 beyond num_v
+    tl.store(out_at, weights.to(out.dtype.element_ty), mask=(rows < num_n)[:, None])
 
 
 class TritonTiles:
@@ -151,7 +159,7 @@ class TritonTiles:
 
     def __init__(self, head: Head) -> None:
         self.head = head._replace(hidden=head.hidden.contiguous(), targets=head.targets.contiguous())
-        self.blocks = _blocks(head.hidden)
+        self.blocks = _blocks(head)
 
     def scores(self, start: int) -> tuple[Tensor, Tensor]:
         weight = self._weight(start)
@@ -202,8 +210,8 @@ class TritonTiles:
             )  # fmt: skip
 
 
-def _blocks(hidden: Tensor) -> Blocks:
-    if hidden.dtype.itemsize > 2:
+def _blocks(head: Head) -> Blocks:
+    if head.hidden.dtype.itemsize > 2:
         return _WIDER
-    hopper = hidden.is_cuda and torch.cuda.get_device_capability(hidden.device)[0] >= 9
-    return _HOPPER if hopper else _OTHERS
+    hopper = head.hidden.is_cuda and torch.cuda.get_device_capability(head.hidden.device)[0] >= 9
+    return _HOPPER if hopper and head.transform.softcap is None else _OTHERS
