@@ -10,6 +10,7 @@ from sail.objectives import find_loss
 from sail.objectives.route_facts import RouteFacts
 from sail.objectives.rules import check_route
 from sail.update.batches import exact_shares
+from sail.update.eight_bit import check_optimizer
 
 POLICY, NOBODY = "policy", "none"
 
@@ -23,6 +24,7 @@ def check_run(settings: RunSettings, engines: Iterable[str]) -> list[str]:
         _one_of(phase.generation.engine, list(engines), f"{phase.name}: generation.engine")
         _check_sources(phase, settings)
         _check_schedule(phase)
+        check_optimizer(phase.update.optimizer)
         exact_shares({name: route.share for name, route in phase.routes.items()})
         for name, route in phase.routes.items():
             warnings += _check_route(phase, name, route, settings)

@@ -51,11 +51,6 @@ class Item:
     draw: float = 0.0
     fresh: bool = False
 
-    @property
-    def width(self) -> int:
-        """Tokens of the longest row: what padding makes every row of its microbatch cost."""
-        return max(side.row.num_tokens for side in self.sides)
-
 
 def load_items(route: RouteInput) -> list[Item]:
     """All rows of a route, rounds in order."""

@@ -17,15 +17,18 @@ from sail.core.seeds import derive_seed
 from sail.core.store import Builder, Recipe, Workspace
 from sail.objectives import find_loss
 from sail.objectives.baseline import RunningMean
+from sail.policy.compiling import compile_blocks
+from sail.policy.devices import free_memory
 from sail.policy.loading import Checkpoint, add_adapter, is_adapter, load_policy, load_tokenizer, save_policy
 from sail.update.batches import batch_indices, exact_shares, steps_for_epochs
 from sail.update.items import Item, RouteInput, load_items
+from sail.update.memory import naming_the_levers
 from sail.update.objective import RouteObjective
 from sail.update.optimizer import learning_rate, make_optimizer, set_learning_rate
 from sail.update.step import Batch, row_weights, train_step, updated_baselines
 from sail.update.trainer_state import Position, load_last_step, load_optimizer, save_optimizer, save_step
 
-VERSION = 2
+VERSION = 3
 _TRAINER = "trainer"
 
 
@@ -51,6 +54,7 @@ def update(builder: Builder, inputs: UpdateInputs) -> Artifact:
     def run(workspace: Workspace) -> dict[str, Any]:
         items = {route.name: load_items(route) for route in inputs.routes if route.settings.share != 0}
         position = _train(workspace, inputs, items)
+        free_memory()
         lines = "".join(json.dumps(metrics) + "\n" for metrics in position.metrics)
         (workspace.path / "metrics.jsonl").write_text(lines)
         last = position.metrics[-1] if position.metrics else {}
@@ -94,6 +98,8 @@ def _train(workspace: Workspace, inputs: UpdateInputs, items: Mapping[str, Seque
     model = _trainable_policy(inputs)
     if settings.gradient_checkpointing:
         model.gradient_checkpointing_enable()
+    if settings.compile:
+        compile_blocks(model)
     model, optimizer = accelerator.prepare(model, make_optimizer(model, settings))
     shares = exact_shares({route.name: route.settings.share for route in routes})
     sizes = {name: len(route_items) for name, route_items in items.items()}
@@ -107,7 +113,8 @@ def _train(workspace: Workspace, inputs: UpdateInputs, items: Mapping[str, Seque
         set_learning_rate(optimizer, rate)
         torch.manual_seed(derive_seed(inputs.seed, "dropout", inputs.round_index, step))
         baselines = _baseline_values(position.baselines, objectives, settings)
-        metrics, values = train_step(accelerator, model, optimizer, batch, objectives, baselines, settings)
+        with naming_the_levers(settings):
+            metrics, values = train_step(accelerator, model, optimizer, batch, objectives, baselines, settings)
         position = _advanced(position, metrics | {"learning_rate": rate}, baselines, values)
         workspace.say(f"step {step + 1} of {steps}, loss {metrics['loss']:.4f}")
         if (step + 1) % settings.save_steps == 0 and step + 1 < steps:

@@ -12,8 +12,7 @@ from accelerate import Accelerator
 from sail.core.errors import UserError
 from sail.core.run_settings import UpdateSettings
 from sail.objectives.baseline import RunningMean
-from sail.policy.logprobs import sequence_logps
-from sail.policy.rows import split_by_tokens
+from sail.policy.logprobs import microbatches, sequence_logps
 from sail.update.items import Item
 from sail.update.objective import RouteObjective, route_losses
 
@@ -68,9 +67,8 @@ def train_step(
     totals = StepSums()
     optimizer.zero_grad(set_to_none=True)
     for name, items in batch.items.items():
-        members = max((len(item.sides) for item in items), default=1)
-        budget = settings.max_tokens_per_microbatch
-        for chunk in split_by_tokens([item.width for item in items], budget, members):
+        rows = [[side.row for side in item.sides] for item in items]
+        for chunk in microbatches(model, rows, settings.max_tokens_per_microbatch):
             part = [items[index] for index in chunk]
             _accumulate(accelerator, model, name, part, batch.row_weights[name], objectives[name], baselines, totals)
     grad_norm = _clip(accelerator, model, settings.max_grad_norm)
@@ -97,11 +95,11 @@ def _accumulate(
     sides = len(items[0].sides)
     with accelerator.autocast():
         flat = sequence_logps(model, [item.sides[side].row for side in range(sides) for item in items])
-    logps = flat.detach().reshape(sides, len(items)).requires_grad_()
+    logps = flat.detach().cpu().reshape(sides, len(items)).requires_grad_()  # few numbers: a GPU would only wait
     result = route_losses(objective, items, logps, baselines.get(name, 0.0))
     loss = row_weight * result.losses.sum()
     (coefficients,) = torch.autograd.grad(loss, logps)
-    accelerator.backward((coefficients.reshape(-1) * flat).sum())
+    accelerator.backward((coefficients.reshape(-1).to(flat.device) * flat).sum())
     totals.add({**result.sums, "loss": float(loss.detach())}, len(items) if sides == 2 else 0)
     if result.values is not None:
         known_sum, known_count = totals.values.get(name, (0.0, 0))

@@ -73,7 +73,7 @@ def save_optimizer(folder: Path, optimizer: torch.optim.Optimizer, position: Pos
 
 
 def load_optimizer(folder: Path, optimizer: torch.optim.Optimizer) -> Position:
-    optimizer.load_state_dict(torch.load(folder / _OPTIMIZER, weights_only=True))
+    optimizer.load_state_dict(torch.load(folder / _OPTIMIZER, map_location="cpu", weights_only=True))
     return Position.from_json(json.loads((folder / _POSITION).read_text()))
 
 
