@@ -88,7 +88,10 @@ def rows_of(pairs: list[Pair]) -> list[Row]:
 def with_scores(pairs: list[Pair], ref_logps: list[float]) -> list[Pair]:
     """The pairs with the reference's log-probs of their rows."""
     chosen, rejected = ref_logps[: len(pairs)], ref_logps[len(pairs) :]
-    return [pair._replace(ref_chosen=w, ref_rejected=l) for pair, w, l in zip(pairs, chosen, rejected, strict=True)]
+    return [
+        pair._replace(ref_chosen=won, ref_rejected=lost)
+        for pair, won, lost in zip(pairs, chosen, rejected, strict=True)
+    ]
 
 
 def make_model(case: Case, seed: int) -> Any:

@@ -76,8 +76,8 @@ class OurStep:
         chosen, rejected = self._reference_logps(pairs)
         rows = rows_of(pairs)
         return [
-            Item(str(index), (Side(rows[index], w, w, True), Side(rows[index + len(pairs)], l, l, True)))
-            for index, (w, l) in enumerate(zip(chosen, rejected, strict=True))
+            Item(str(index), (Side(rows[index], won, won, True), Side(rows[index + len(pairs)], lost, lost, True)))
+            for index, (won, lost) in enumerate(zip(chosen, rejected, strict=True))
         ]
 
     def _reference_logps(self, pairs: list[Pair]) -> tuple[list[float], list[float]]:
