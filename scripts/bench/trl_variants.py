@@ -36,10 +36,8 @@ def dpo_trainer(model: Any, reference: Any, vocab: int, **options: Any) -> Any:
     stored = options.get("precompute_ref_log_probs", False)
     row = {"prompt": ["t2 t3"], "chosen": [" t4"], "rejected": [" t5"]}
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stderr(io.StringIO()):  # its progress bars
-        config = DPOConfig(
-            output_dir=folder, beta=BETA, learning_rate=LEARNING_RATE, weight_decay=0.0, report_to="none",
-            max_length=None, **options,
-        )  # fmt: skip
+        settings = {"beta": BETA, "learning_rate": LEARNING_RATE, "max_length": None, "report_to": "none"} | options
+        config = DPOConfig(output_dir=folder, weight_decay=0.0, **settings)
         return DPOTrainer(
             model=model, ref_model=None if stored else reference, args=config, train_dataset=Dataset.from_dict(row),
             processing_class=word_tokenizer(vocab),
