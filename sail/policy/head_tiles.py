@@ -104,10 +104,10 @@ class TorchTiles:
     def _logits(self, start: int) -> Tensor:
         """[N, tile] z."""
         head = self.head
-        raw = head.hidden @ head.weight_tile(start, self.size).T
+        raw = (head.hidden @ head.weight_tile(start, self.size).T).to(head.wide)
         if head.bias is not None:
-            raw = raw + head.bias[start : start + self.size].to(raw.dtype)
-        return head.transform(raw.to(head.wide))
+            raw += head.bias[start : start + self.size].to(head.wide)  # wide: the sum is not rounded again
+        return head.transform(raw)
 
     def _picked(self, logits: Tensor, start: int) -> Tensor:
         rows, columns = self._targets_in(start)

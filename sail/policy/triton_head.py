@@ -5,7 +5,8 @@
     softmax:   exp(z - top of the block) dz/draw, for the mean of a frozen head's rows
 
 A program computes one block [BLOCK_N, BLOCK_V] over all of H, in float32; partial results of the blocks of a row are
-joined by torch, in a fixed order, so repeats are bit-equal. Importing this module needs Triton; with
+joined by torch, in a fixed order, so repeats are bit-equal. No kernel is specialised on the number of tokens, which
+differs in every microbatch. Importing this module needs Triton; with
 TRITON_INTERPRET=1 it runs on the CPU.
 """
 
@@ -81,7 +82,7 @@ def _block_of(program, num_n, num_v, BLOCK_N: tl.constexpr, BLOCK_V: tl.constexp
     return (first + program % in_group % group) * BLOCK_N, program % in_group // group * BLOCK_V
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_n"])
 def _scores_kernel(
     hidden, weight, bias, targets, picked, lse, num_n, num_v, size_h, stride_n, stride_v, scale, softcap,
     HAS_BIAS: tl.constexpr, HAS_CAP: tl.constexpr,
@@ -102,7 +103,7 @@ def _scores_kernel(
     tl.store(picked + rows, tl.sum(tl.where(hit, z, 0.0), 1), mask=found & (rows < num_n))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_n"])
 def _gradient_kernel(
     hidden, weight, bias, targets, lse, coefficient, out, num_n, num_v, size_h, stride_n, stride_v, stride_out,
     scale, softcap, HAS_BIAS: tl.constexpr, HAS_CAP: tl.constexpr,
@@ -125,7 +126,7 @@ def _gradient_kernel(
     tl.store(out_at, grad.to(out.dtype.element_ty), mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_n"])
 def _softmax_kernel(
     hidden, weight, bias, targets, picked, tops, totals, out, num_n, num_v, size_h, stride_n, stride_v, stride_out,
     scale, softcap, HAS_BIAS: tl.constexpr, HAS_CAP: tl.constexpr,

@@ -88,9 +88,9 @@ class OurStep:
         return logps[: len(pairs)], logps[len(pairs) :]
 
     def _budget(self, pairs: list[Pair]) -> int:
-        """So many padded tokens that a microbatch holds just the pairs asked for."""
-        widest = max(row.num_tokens for row in rows_of(pairs))
-        return 2 * widest * (self.options.pairs_per_microbatch or len(pairs))
+        """So many tokens that the largest pairs, as many as asked for, fill a microbatch."""
+        sizes = sorted((len(pair.prompt) + len(pair.chosen) + len(pair.rejected) for pair in pairs), reverse=True)
+        return sum(sizes[: self.options.pairs_per_microbatch])
 
 
 @dataclass(frozen=True)
