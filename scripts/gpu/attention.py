@@ -1,6 +1,7 @@
 """Attention over packed trees on this device against float64 under a mask written out; and how fast."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -49,7 +50,7 @@ def exactly(query: Tensor, key: Tensor, value: Tensor, layout: TreeLayout) -> Te
     return (torch.softmax(scores, -1) @ value).transpose(1, 2)
 
 
-def ways(here: Surroundings, groups: int) -> dict[str, Callable[..., Tensor]]:
+def ways(groups: int) -> dict[str, Callable[..., Tensor]]:
     module: Any = torch.nn.Module()
     module.num_key_value_groups = groups
 
@@ -65,7 +66,7 @@ def ways(here: Surroundings, groups: int) -> dict[str, Callable[..., Tensor]]:
     def flex(*arguments: Any) -> Tensor:
         return flex_tree_attention(*arguments, SCALING)
 
-    return {"chosen": chosen, "pieces": pieces} | ({"varlen": varlen, "flex": flex} if here.on_gpu else {})
+    return {"chosen": chosen, "pieces": pieces, "varlen": varlen, "flex": flex}
 
 
 def gradients(way: Callable[..., Tensor], inputs: list[Tensor], layout: TreeLayout) -> list[Tensor]:
@@ -75,42 +76,49 @@ def gradients(way: Callable[..., Tensor], inputs: list[Tensor], layout: TreeLayo
     return [output.detach(), *torch.autograd.grad((output.double() * upstream).sum(), inputs)]
 
 
-def check_against_float64(here: Surroundings) -> None:
+def check_against_float64(here: Surroundings, dtype: torch.dtype, names: Sequence[str]) -> None:
     """Output and gradients of queries, keys and values, heads shared in groups or not."""
     layout = TreeLayout(TREES if here.on_gpu else SMALL_TREES, here.device)
     for heads, key_heads, dim in ((8, 2, 64), (4, 4, 128)) if here.on_gpu else ((4, 2, 8),):
-        for dtype, limit in LIMITS.items():
-            inputs = states(layout, heads, key_heads, dim, dtype)
-            exact = gradients(exactly, [tensor.detach().double().requires_grad_() for tensor in inputs], layout)
-            for name, way in ways(here, heads // key_heads).items():
-                label = f"trees, {name}, {str(dtype).removeprefix('torch.')}, {heads}/{key_heads} heads of {dim}"
-                if name == "varlen" and dtype == torch.float32:
-                    continue  # flash attention knows half precision alone
-                found = gradients(way, inputs, layout)
-                error = max(relative_error(f, e) for f, e in zip(found, exact, strict=True))
-                at_most(label, error, limit, "relative error, worst of output and gradients")
-    if not here.on_gpu:
-        missing("trees, varlen and flex, backward", "no CUDA device")
+        inputs = states(layout, heads, key_heads, dim, dtype)
+        exact = gradients(exactly, [tensor.detach().double().requires_grad_() for tensor in inputs], layout)
+        for name in names:
+            found = gradients(ways(heads // key_heads)[name], inputs, layout)
+            error = max(relative_error(f, e) for f, e in zip(found, exact, strict=True))
+            label = f"trees, {name}, {str(dtype).removeprefix('torch.')}, {heads}/{key_heads} heads of {dim}"
+            at_most(label, error, LIMITS[dtype], "relative error, worst of output and gradients")
 
 
-def time_ways(here: Surroundings) -> None:
-    """Forward and backward over a microbatch of pairs, in bfloat16."""
+def time_ways(here: Surroundings, names: Sequence[str]) -> None:
+    """Forward and backward over a microbatch, in bfloat16."""
     pair, count = (Tree(128, (160, 160)), 36) if here.on_gpu else (Tree(8, (10, 10)), 3)
     long, few = (Tree(1500, (300,) * 4), 6) if here.on_gpu else (Tree(20, (4,) * 4), 2)
     for shape, trees in {"pairs": (pair,) * count, "long prompts, four samples": (long,) * few}.items():
         layout = TreeLayout(trees, here.device)
         inputs = states(layout, 16, 4, 64 if here.on_gpu else 8, torch.bfloat16)
-        for name, way in ways(here, 4).items():
-            if name == "chosen":
-                continue
+        for name in names:
+            spent = milliseconds(partial(_both_passes, ways(4)[name], inputs, layout), here.device)
+            figure(f"trees, {name}, {shape}, {layout.num_tokens:,} tokens", spent, "ms")
 
-            def step(way: Any = way, inputs: Any = inputs, layout: Any = layout) -> None:
-                torch.autograd.grad(way(*inputs, layout).sum(), inputs)
 
-            figure(f"trees, {name}, {shape}, {layout.num_tokens:,} tokens", milliseconds(step, here.device), "ms")
+def _both_passes(way: Callable[..., Tensor], inputs: list[Tensor], layout: TreeLayout) -> None:
+    torch.autograd.grad(way(*inputs, layout).sum(), inputs)
+
+
+def main(here: Surroundings) -> None:
+    """What needs no compilation first; "chosen" is what the product takes."""
+    half, single = torch.bfloat16, torch.float32
+    plain = ("chosen", "pieces", "varlen") if here.on_gpu else ("chosen", "pieces")
+    check_against_float64(here, half, plain)
+    check_against_float64(here, single, ("pieces",))
+    time_ways(here, plain[1:])
+    if not here.on_gpu:
+        missing("trees, varlen and flex", "no CUDA device")
+        return
+    check_against_float64(here, half, ("flex",))
+    check_against_float64(here, single, ("flex", "chosen"))
+    time_ways(here, ("flex",))
 
 
 if __name__ == "__main__":
-    HERE = surroundings()
-    check_against_float64(HERE)
-    time_ways(HERE)
+    main(surroundings())

@@ -4,6 +4,7 @@ import argparse
 import json
 import math
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Literal
 
@@ -70,9 +71,8 @@ def relative_error(found: torch.Tensor, exact: torch.Tensor) -> float:
     return float((found.double() - exact.double()).norm() / exact.double().norm())
 
 
-def milliseconds(work: object, device: torch.device, repeats: int = 10) -> float:
+def milliseconds(work: Callable[[], None], device: torch.device, repeats: int = 10) -> float:
     """Median wall time of work(), after two warm-up calls."""
-    assert callable(work)
     times = []
     for index in range(repeats + 2):
         _wait_for(device)

@@ -1,8 +1,9 @@
-"""Whole models on this device: log-probs and gradients against float64, row by row, and every pair loss against the CPU."""
+"""Whole models on this device: log-probs and gradients against float64, row by row; losses against the CPU."""
 
 import copy
 import random
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -75,20 +76,29 @@ def results(model: Any, rows: Sequence[Row], how: Callable[..., Tensor]) -> tupl
     return logps.detach().double(), torch.cat(grads)
 
 
-def check_model(here: Surroundings, label: str, model: Any) -> None:
-    """float32 within a limit; bfloat16 autocast no worse than padded full logits."""
+def exact_results(model: Any, rows: Sequence[Row]) -> tuple[Tensor, Tensor]:
+    return results(copy.deepcopy(model).double(), rows, one_by_one)
+
+
+def check_half(here: Surroundings, label: str, model: Any) -> None:
+    """bfloat16 autocast is no worse than padded full logits."""
     rows = make_rows(here, model.config.vocab_size)
-    exact = results(copy.deepcopy(model).double(), rows, one_by_one)
-    for name, found, true in zip(("log-probs", "gradient"), results(model, rows, sequence_logps), exact, strict=True):
-        at_most(f"{label}, float32, {name}", relative_error(found, true), FP32_LIMIT, "relative error")
+    exact = exact_results(model, rows)
     with torch.autocast(here.device.type, torch.bfloat16):
         own, plain = (results(model, rows, how) for how in (sequence_logps, padded))
     for name, found, other, true in zip(("log-probs", "gradient"), own, plain, exact, strict=True):
         error, base = relative_error(found, true), relative_error(other, true)
         limit = 2.0 if name == "log-probs" else WORSE  # a handful of sums, whose roundings may cancel by luck
-        at_most(
-            f"{label}, bfloat16, {name}", error / base, limit, f"error over that of padded full logits ({error:.1e})"
-        )
+        note = f"error over that of padded full logits ({error:.1e})"
+        at_most(f"{label}, bfloat16, {name}", error / base, limit, note)
+
+
+def check_single(here: Surroundings, label: str, model: Any) -> None:
+    """float32 within a limit."""
+    rows = make_rows(here, model.config.vocab_size)
+    own = results(model, rows, sequence_logps)
+    for name, found, true in zip(("log-probs", "gradient"), own, exact_results(model, rows), strict=True):
+        at_most(f"{label}, float32, {name}", relative_error(found, true), FP32_LIMIT, "relative error")
 
 
 def check_losses(here: Surroundings) -> None:
@@ -109,19 +119,31 @@ def check_losses(here: Surroundings) -> None:
     at_most(f"{len(rows)} pair losses and gradients, this device against the CPU", worst, LOSS_LIMIT, "relative error")
 
 
-def main(here: Surroundings) -> None:
-    for kind in KINDS:
-        check_model(here, kind, make_model(here, kind))
+def models(here: Surroundings) -> dict[str, Callable[[], Any]]:
     lora = LoraConfig(r=4, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM", init_lora_weights=False)
-    check_model(here, "llama with LoRA, head frozen", get_peft_model(make_model(here, "llama"), lora))
-    checkpointed = make_model(here, "llama")
-    checkpointed.gradient_checkpointing_enable()
-    check_model(here, "llama, gradient checkpointing", checkpointed)
+
+    def checkpointed() -> Any:
+        model = make_model(here, "llama")
+        model.gradient_checkpointing_enable()
+        return model
+
+    return {kind: partial(make_model, here, kind) for kind in KINDS} | {
+        "llama with LoRA, head frozen": lambda: get_peft_model(make_model(here, "llama"), lora),
+        "llama, gradient checkpointing": checkpointed,
+    }
+
+
+def main(here: Surroundings) -> None:
+    """What needs no compilation first."""
     check_losses(here)
+    for label, build in models(here).items():
+        check_half(here, label, build())
+    for label, build in models(here).items():
+        check_single(here, label, build())
     if here.on_gpu:
         compiled = make_model(here, "llama")
         figure("compiled blocks", compile_blocks(compiled))
-        check_model(here, "llama, compiled blocks", compiled)
+        check_half(here, "llama, compiled blocks", compiled)
     else:
         missing("llama, compiled blocks", "the compilation takes longer than a dry run")
 

@@ -41,9 +41,10 @@ def main(here: Surroundings, folder: Path) -> None:
 def overrides(here: Surroundings, testbed: Path) -> list[str]:
     files = {"data.prefs.path": "prefs.jsonl", "data.prompts.path": "prompts.jsonl",
              "data.heldout.path": "prefs_heldout.jsonl", "model_name_or_path": "sft"}  # fmt: skip
+    bf16 = str(here.on_gpu).lower()
     return [
         *(f"{key}={testbed / name}" for key, name in files.items()), "generation.engine=transformers", "num_rounds=1",
-        "generation.batch_size=512", "prompts.per_round=256", "update.steps=40", f"update.bf16={str(here.on_gpu).lower()}",
+        "generation.batch_size=512", "prompts.per_round=256", "update.steps=40", f"update.bf16={bf16}",
     ]  # fmt: skip
 
 
