@@ -23,7 +23,6 @@ from torch.nn.attention.flex_attention import BlockMask, flex_attention
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 
 BLOCK = 128  # of FlexAttention's block mask
-_FLASH_HEAD_DIM = 256  # the largest that flash attention takes
 _VARLEN_OPTIONS = inspect.signature(varlen.varlen_attn).parameters  # they differ between torch versions
 
 
@@ -151,9 +150,13 @@ def attend(
     if query.is_cuda and dropout == 0.0:
         dtype = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else value.dtype
         query, key, value = (states.to(dtype) for states in (query, key, value))
-        flash = dtype.itemsize == 2 and query.shape[-1] <= _FLASH_HEAD_DIM and "window_size" in _VARLEN_OPTIONS
-        return (varlen_attention if flash else flex_tree_attention)(query, key, value, layout, scaling)
+        attention = varlen_attention if _takes_flash(dtype, query.shape[-1]) else flex_tree_attention
+        return attention(query, key, value, layout, scaling)
     return pieces_attention(module, query, key, value, layout, scaling=scaling, dropout=dropout, **kwargs)
+
+
+def _takes_flash(dtype: torch.dtype, head_dim: int) -> bool:
+    return dtype.itemsize == 2 and head_dim <= 256 and head_dim % 8 == 0 and "window_size" in _VARLEN_OPTIONS
 
 
 def pieces_attention(

@@ -6,8 +6,7 @@
 
 A program computes one block [BLOCK_N, BLOCK_V] over all of H, in float32; partial results of the blocks of a row are
 joined by torch, in a fixed order, so repeats are bit-equal. No kernel is specialised on the number of tokens, which
-differs in every microbatch. Importing this module needs Triton; with
-TRITON_INTERPRET=1 it runs on the CPU.
+differs in every microbatch. Importing this module needs Triton; with TRITON_INTERPRET=1 it runs on the CPU.
 """
 
 from typing import Any, NamedTuple

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 
 from sail.core.errors import UserError
 from sail.core.run_settings import UpdateSettings
-from sail.policy.devices import compute_device, free_memory
+from sail.policy.devices import compute_device
 
 _SIGNS = ("out of memory", "can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED")  # CUDA, CPU, cuBLAS
 
@@ -18,13 +18,7 @@ def naming_the_levers(settings: UpdateSettings) -> Iterator[None]:
     except (MemoryError, RuntimeError) as error:  # torch.OutOfMemoryError is a RuntimeError
         if not (isinstance(error, MemoryError) or any(sign in str(error) for sign in _SIGNS)):
             raise
-        shortage = UserError(f"out of memory on {compute_device()}", where="update", cure=_cure(settings))
-        failed = error
-    else:
-        return
-    failed.__traceback__ = None  # its frames hold the tensors of the failed step
-    free_memory()
-    raise shortage from failed
+        raise UserError(f"out of memory on {compute_device()}", where="update", cure=_cure(settings)) from error
 
 
 def _cure(settings: UpdateSettings) -> str:

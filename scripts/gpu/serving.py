@@ -4,6 +4,8 @@ import shutil
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -11,8 +13,9 @@ import torch
 
 from sail.core.artifacts import leaf
 from sail.core.run_settings import VllmSettings
-from sail.generation.vllm_engine import _Scorer
 from sail.policy.loading import load_policy, load_tokenizer
+from sail.policy.logprobs import token_logps
+from sail.policy.rows import Row
 from sail.serving.policy_server import PolicyServer
 from sail.testbed.build import build_testbed
 from sail.testbed.settings import MAX_POSITIONS, BuildSettings
@@ -32,12 +35,19 @@ def main(here: Surroundings, folder: Path) -> None:
     with PolicyServer(settings, folder / "logs", max_model_len=MAX_POSITIONS) as server:
         for name, model in (("start", folder / "testbed/sft"), ("reload", moved(folder))):
             began = time.perf_counter()
-            server.serve(model, name, _Scorer(leaf(model)))
+            server.serve(model, name, partial(score, load_policy(leaf(model))))
             figure(f"vLLM, {name}", time.perf_counter() - began, "s", "verified")
             assert server.last_report is not None
             at_most(f"vLLM, {name}, log-probs beside the trainer's", server.last_report.max_abs_nats, 0.5, "nats")
         at_most("vLLM, servers started for two policies", server.num_starts, 1)
     missing("vLLM, sleep and wake", "the server is not put to sleep yet")
+
+
+def score(model: torch.nn.Module, prompt_ids: Sequence[int], response_ids: Sequence[int]) -> list[float]:
+    """The trainer's log-probs, in float32 on the CPU."""
+    with torch.no_grad():
+        logps: list[float] = token_logps(model, [Row(prompt_ids, response_ids)]).logps.tolist()
+    return logps
 
 
 def moved(folder: Path) -> Path:
