@@ -13,7 +13,9 @@ from loops.plan import PlanBuilder, lineage
 from sail.core.run_settings import PhaseSettings, RunSettings
 
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
-BYTES_PER_WEIGHT = {"adamw": 16, "rmsprop": 12, "sgd": 8}  # fp32 master, gradient, moments
+BYTES_PER_WEIGHT = {  # fp32 master, gradient, moments
+    "adamw": 16, "adamw_8bit": 10, "paged_adamw_8bit": 10, "rmsprop": 12, "sgd": 8
+}  # fmt: skip
 
 
 def print_plan(plan: PlanBuilder, settings: RunSettings, console: Console) -> None:

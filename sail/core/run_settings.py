@@ -238,7 +238,9 @@ class UpdateSettings(Settings):
     epochs: float = meaning(1.0, "passes over the slowest route; set steps where routes differ in size", gt=0)
     train_batch_size: int = meaning(128, "rows per optimizer step, over all processes", gt=0)
     learning_rate: float = meaning(5e-7, "at the end of the warm-up; LoRA takes ten times as much", gt=0)
-    optimizer: Literal["adamw", "rmsprop", "sgd"] = meaning("adamw")
+    optimizer: Literal["adamw", "adamw_8bit", "paged_adamw_8bit", "rmsprop", "sgd"] = meaning(
+        "adamw", "8 bits a moment through bitsandbytes; paged: moments move to the host where the GPU is full"
+    )
     adam_beta1: float = meaning(0.9, ge=0, lt=1)
     adam_beta2: float = meaning(0.95, ge=0, lt=1)
     adam_epsilon: float = meaning(1e-8, gt=0)
@@ -249,8 +251,11 @@ class UpdateSettings(Settings):
     max_grad_norm: float = meaning(1.0, "0: no clipping", ge=0)
     baseline: Literal["running_mean", "none"] = meaning("running_mean", "b of the label table")
     bf16: bool = meaning(False, "autocast over fp32 master weights")
-    max_tokens_per_microbatch: int = execution(16384, "padded tokens of one forward pass", gt=0)
+    max_tokens_per_microbatch: int = execution(
+        16384, "tokens of one forward pass: a prompt once for all its responses, or padded rows", gt=0
+    )
     gradient_checkpointing: bool = execution(False, "less activation memory, a third more time")
+    compile: bool = execution(False, "torch.compile of the decoder blocks; the first step takes its time")
     save_steps: int = execution(100, "steps between step checkpoints", gt=0)
 
 

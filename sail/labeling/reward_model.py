@@ -15,6 +15,7 @@ from transformers import (
 
 from sail.core.errors import UserError
 from sail.core.records import Example
+from sail.policy.devices import compute_device, to_device
 from sail.policy.loading import another_head, quiet_loading
 
 
@@ -63,7 +64,7 @@ def load_reward_model(folder: Path, where: str) -> RewardModel:
     """
     with quiet_loading():
         model, report = AutoModelForSequenceClassification.from_pretrained(
-            folder, dtype="auto" if torch.cuda.is_available() else torch.float32, output_loading_info=True
+            folder, dtype="auto" if compute_device().type == "cuda" else torch.float32, output_loading_info=True
         )
     cure = "Give a sequence-classification model with num_labels 1"
     if report["missing_keys"]:
@@ -98,5 +99,5 @@ def _with_padding(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, wh
     config.pad_token_id = pad_id
     if tokenizer.pad_token_id != pad_id:
         tokenizer.pad_token = tokenizer.convert_ids_to_tokens(pad_id)
-    torch.nn.Module.to(model, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    to_device(model)
     return RewardModel(model, tokenizer)

@@ -13,8 +13,8 @@ from sail.core.errors import UserError
 from sail.core.run_settings import UpdateSettings
 from sail.objectives.baseline import RunningMean
 from sail.objectives.responses import Tokens
-from sail.policy.logprobs import token_logps
-from sail.update.items import Item, microbatches
+from sail.policy.logprobs import microbatches, token_logps
+from sail.update.items import Item
 from sail.update.learners import Learner
 from sail.update.objective import RouteObjective, StepFacts, route_losses
 from sail.update.statistics import batch_statistics
@@ -80,7 +80,9 @@ def train_step(
     for name, items in batch.items.items():
         statistic = statistics.get(name)
         facts = StepFacts(baselines.get(name, 0.0), None if statistic is None else statistic.value)
-        for part in microbatches(items, settings.max_tokens_per_microbatch):
+        rows = [[side.row for side in item.sides] for item in items]
+        for chunk in microbatches(learners["policy"].model, rows, settings.max_tokens_per_microbatch):
+            part = [items[index] for index in chunk]
             _accumulate(accelerator, learners, batch, name, part, objectives[name], facts, totals)
     grad_norms = {name: _clip(accelerator, learner) for name, learner in learners.items()}
     if not (math.isfinite(totals.sums["loss"]) and all(map(math.isfinite, grad_norms.values()))):
@@ -111,12 +113,12 @@ def _accumulate(
     with accelerator.autocast():
         scored = token_logps(learners["policy"].model, rows)
         if objective.loss.critic is not None:
-            facts = replace(facts, values=learners["value"].model(rows))
-    leaf = scored.logps.detach().double().requires_grad_()
-    result = route_losses(objective, items, Tokens(leaf, scored.row_index), facts)
+            facts = replace(facts, values=learners["value"].model(rows).cpu())
+    leaf = scored.logps.detach().cpu().double().requires_grad_()  # few numbers: a GPU would only wait
+    result = route_losses(objective, items, Tokens(leaf, scored.row_index.cpu()), facts)
     loss = batch.row_weights[name] * result.losses.sum()
     (coefficients,) = torch.autograd.grad(loss, leaf)
-    accelerator.backward((coefficients.to(scored.logps.dtype) * scored.logps).sum())
+    accelerator.backward((coefficients.to(scored.logps) * scored.logps).sum())
     if result.critic_losses is not None:
         accelerator.backward(result.critic_losses.sum() / len(batch.items[name]))
     totals.add({**result.sums, "loss": float(loss.detach())}, items, objective.loss.unit)
