@@ -3,7 +3,7 @@
 import random
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -29,7 +29,9 @@ class Interval(NamedTuple):
         return self.high - self.low <= 0.2 * self.median  # within 10 % to either side
 
 
-def rounds(variants: dict[str, Variant], batches: Sequence[list[Pair]], device: str) -> dict[str, list[Seconds]]:
+def rounds(
+    variants: dict[str, Variant], batches: Sequence[list[Pair]], device: str, say: Callable[[str], None]
+) -> dict[str, list[Seconds]]:
     """Seconds of every step: one batch a round, after a step of every variant on the first batch's first pair."""
     seconds: dict[str, list[Seconds]] = {name: [] for name in variants}
     for variant in variants.values():
@@ -37,6 +39,7 @@ def rounds(variants: dict[str, Variant], batches: Sequence[list[Pair]], device: 
     for index, batch in enumerate(batches):
         for name in list(variants)[:: 1 if index % 2 == 0 else -1]:
             seconds[name].append(_timed(variants[name], batch, device))
+        say(", ".join(f"{name} {steps[-1].own:.2f} s" for name, steps in seconds.items()))
     return seconds
 
 
