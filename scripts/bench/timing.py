@@ -44,15 +44,15 @@ def rounds(
 
 
 def _timed(variant: Variant, batch: list[Pair], device: str) -> Seconds:
-    _wait_for(device)
+    wait_for(device)
     wall, own = time.perf_counter(), time.process_time()
     variant.step(batch)
-    _wait_for(device)
+    wait_for(device)
     wall, own = time.perf_counter() - wall, time.process_time() - own
     return Seconds(own if device == "cpu" else wall, wall)
 
 
-def _wait_for(device: str) -> None:
+def wait_for(device: str) -> None:
     if device != "cpu":
         torch.cuda.synchronize()
 

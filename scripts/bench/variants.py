@@ -93,17 +93,11 @@ class OurStep:
         return 2 * widest * (self.options.pairs_per_microbatch or len(pairs))
 
 
-@dataclass(frozen=True)
 class Naive:
     """Padded rows, full logits in float32, log-softmax over all of them, reference in the loop: DPO as it is written
     in most places (LLaMA-Factory, HALOs and torchtune have this head and this padding)."""
 
-    def build(self, case: Case, *, max_grad_norm: float = 1.0) -> "NaiveStep":
-        return NaiveStep(case, max_grad_norm)
-
-
-class NaiveStep:
-    def __init__(self, case: Case, max_grad_norm: float) -> None:
+    def __init__(self, case: Case, *, max_grad_norm: float = 1.0) -> None:
         self.case, self.max_grad_norm = case, max_grad_norm
         self.model, self.reference = make_model(case, 0), make_model(case, 1).requires_grad_(False)
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=LEARNING_RATE, weight_decay=0.0, fused=True)
@@ -142,7 +136,7 @@ def with_reference(reference: Any, pairs: list[Pair]) -> list[Pair]:
 Builder = Callable[..., Variant]
 
 OURS: dict[str, Builder] = {
-    "naive": Naive().build,
+    "naive": Naive,
     "ours": Ours().build,
     "ours, stored reference": Ours(stored_reference=True).build,
     "ours, microbatches of 2": Ours(pairs_per_microbatch=2).build,
