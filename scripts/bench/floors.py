@@ -5,7 +5,7 @@ import time
 import torch
 
 from scripts.bench.cases import Case, Pair, make_model
-from scripts.bench.timing import _wait_for
+from scripts.bench.timing import wait_for
 
 _SHAPES = ((2048, 2048, 2048), (4096, 384, 1024), (2048, 256, 4096))
 
@@ -19,10 +19,10 @@ def matmul_rate(device: str, dtype: str, repeats: int = 5) -> float:
     for rows, inner, columns in shapes:
         a, b = (torch.randn(shape, device=device, dtype=kind) for shape in ((rows, inner), (inner, columns)))
         for _ in range(repeats):
-            _wait_for(device)
+            wait_for(device)
             start = clock()
             a @ b
-            _wait_for(device)
+            wait_for(device)
             best = max(best, 2 * rows * inner * columns / (clock() - start))
     return best
 

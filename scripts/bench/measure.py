@@ -56,11 +56,11 @@ def measure_case(case: Case, plan: Plan, say: Callable[[str], None]) -> Figures:
     figures.matmul_rate = matmul_rate(case.device, case.dtype)
     say(f"{case.name}: {plan.num_rounds} paired rounds")
     timed = [name for name in ALL if name not in SAIL_ONLY + SLOW_FOR_MEMORY]
-    figures.seconds, figures.flops = _timed(case, timed, plan.num_rounds)
+    figures.seconds, figures.flops = _timed(case, timed, plan.num_rounds, say)
     say(f"{case.name}: {plan.num_sail_rounds} paired rounds of SAIL and DPO")
     small = _with_pairs(case, max(1, case.pairs // 2))
     names = ("ours, stored reference", "ours, SAIL")
-    figures.sail = _timed(small, names, plan.num_sail_rounds)[0] if plan.num_sail_rounds else {}
+    figures.sail = _timed(small, names, plan.num_sail_rounds, say)[0] if plan.num_sail_rounds else {}
     figures.matmul_rate = max(figures.matmul_rate, matmul_rate(case.device, case.dtype))
     for name in [name for name in plan.memory_of if name in ALL]:
         say(f"{case.name}: memory of {name}")
@@ -69,7 +69,7 @@ def measure_case(case: Case, plan: Plan, say: Callable[[str], None]) -> Figures:
 
 
 def _timed(
-    case: Case, names: Sequence[str], num_rounds: int
+    case: Case, names: Sequence[str], num_rounds: int, say: Callable[[str], None]
 ) -> tuple[dict[str, list[Seconds]], dict[str, list[float]]]:
     reference = make_model(case, 1)
     batches = [with_reference(reference, make_pairs(case, seed=1 + index)) for index in range(num_rounds)]
@@ -78,7 +78,7 @@ def _timed(
         "reference in the loop": [least_flops(case, batch, reference=True) for batch in batches],
         "reference stored": [least_flops(case, batch, reference=False) for batch in batches],
     }
-    return rounds({name: ALL[name](case) for name in names}, batches, case.device), flops
+    return rounds({name: ALL[name](case) for name in names}, batches, case.device, say), flops
 
 
 def _with_pairs(case: Case, pairs: int) -> Case:

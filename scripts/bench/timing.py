@@ -3,7 +3,7 @@
 import random
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -29,7 +29,9 @@ class Interval(NamedTuple):
         return self.high - self.low <= 0.2 * self.median  # within 10 % to either side
 
 
-def rounds(variants: dict[str, Variant], batches: Sequence[list[Pair]], device: str) -> dict[str, list[Seconds]]:
+def rounds(
+    variants: dict[str, Variant], batches: Sequence[list[Pair]], device: str, say: Callable[[str], None]
+) -> dict[str, list[Seconds]]:
     """Seconds of every step: one batch a round, after a step of every variant on the first batch's first pair."""
     seconds: dict[str, list[Seconds]] = {name: [] for name in variants}
     for variant in variants.values():
@@ -37,19 +39,20 @@ def rounds(variants: dict[str, Variant], batches: Sequence[list[Pair]], device: 
     for index, batch in enumerate(batches):
         for name in list(variants)[:: 1 if index % 2 == 0 else -1]:
             seconds[name].append(_timed(variants[name], batch, device))
+        say(", ".join(f"{name} {steps[-1].own:.2f} s" for name, steps in seconds.items()))
     return seconds
 
 
 def _timed(variant: Variant, batch: list[Pair], device: str) -> Seconds:
-    _wait_for(device)
+    wait_for(device)
     wall, own = time.perf_counter(), time.process_time()
     variant.step(batch)
-    _wait_for(device)
+    wait_for(device)
     wall, own = time.perf_counter() - wall, time.process_time() - own
     return Seconds(own if device == "cpu" else wall, wall)
 
 
-def _wait_for(device: str) -> None:
+def wait_for(device: str) -> None:
     if device != "cpu":
         torch.cuda.synchronize()
 

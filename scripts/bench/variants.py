@@ -17,6 +17,7 @@ from sail.objectives import LOSSES
 from sail.policy.logprobs import sequence_logps
 from sail.policy.rows import padded_rows
 from sail.update.items import Item, Side
+from sail.update.learners import Learner
 from sail.update.objective import RouteObjective
 from sail.update.optimizer import make_optimizer
 from sail.update.step import Batch, row_weights, train_step
@@ -68,9 +69,12 @@ class OurStep:
         settings = self.settings.model_copy(update={"max_tokens_per_microbatch": self._budget(pairs)})
         baselines = {"route": 0.7} if self.options.sail_coef else {}
         metrics, _ = train_step(
-            self.accelerator, self.model, self.optimizer, batch, {"route": self.objective}, baselines, settings
+            self.accelerator, self._learners(), batch, {"route": self.objective}, baselines, settings
         )
         return metrics["loss"]
+
+    def _learners(self) -> dict[str, Learner]:
+        return {"policy": Learner(self.model, self.optimizer, self.max_grad_norm)}
 
     def _items(self, pairs: list[Pair]) -> list[Item]:
         chosen, rejected = self._reference_logps(pairs)
@@ -93,17 +97,11 @@ class OurStep:
         return sum(sizes[: self.options.pairs_per_microbatch])
 
 
-@dataclass(frozen=True)
 class Naive:
     """Padded rows, full logits in float32, log-softmax over all of them, reference in the loop: DPO as it is written
     in most places (LLaMA-Factory, HALOs and torchtune have this head and this padding)."""
 
-    def build(self, case: Case, *, max_grad_norm: float = 1.0) -> "NaiveStep":
-        return NaiveStep(case, max_grad_norm)
-
-
-class NaiveStep:
-    def __init__(self, case: Case, max_grad_norm: float) -> None:
+    def __init__(self, case: Case, *, max_grad_norm: float = 1.0) -> None:
         self.case, self.max_grad_norm = case, max_grad_norm
         self.model, self.reference = make_model(case, 0), make_model(case, 1).requires_grad_(False)
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=LEARNING_RATE, weight_decay=0.0, fused=True)
@@ -142,7 +140,7 @@ def with_reference(reference: Any, pairs: list[Pair]) -> list[Pair]:
 Builder = Callable[..., Variant]
 
 OURS: dict[str, Builder] = {
-    "naive": Naive().build,
+    "naive": Naive,
     "ours": Ours().build,
     "ours, stored reference": Ours(stored_reference=True).build,
     "ours, microbatches of 2": Ours(pairs_per_microbatch=2).build,

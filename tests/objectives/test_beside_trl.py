@@ -7,10 +7,22 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 pytest.importorskip("trl", reason="trl is not installed (extra: bench)")
 
-from tests.objectives.trl_side import Outcome, cpo_outcome, distance, dpo_outcome, orpo_outcome, our_outcome
+from sail.objectives.responses import log_ratio
+from tests.objectives.trl_side import (
+    Outcome,
+    cpo_outcome,
+    distance,
+    dpo_outcome,
+    kto_outcome,
+    orpo_outcome,
+    our_outcome,
+    our_responses,
+)
+from tests.policy.oracle import gradient
 
 # TRL's name and options, ours and its parameters. A new pair loss that TRL has too is one row.
 SAME_IN_DPO_TRAINER: list[tuple[str, dict[str, Any], str, dict[str, float]]] = [
@@ -56,6 +68,20 @@ def test_simpo_is_cpo_trainers_simpo_whose_gamma_is_ours(tmp_path: Path) -> None
 def test_slic_is_cpo_trainers_hinge_which_has_no_reference(tmp_path: Path) -> None:
     theirs = cpo_outcome(tmp_path, "hinge", beta=1.0, cpo_alpha=0.0)
     assert_same(theirs, ours_beside(theirs, "slic", delta=1.0))
+
+
+def test_kto_trainers_loss_is_the_papers_on_our_log_probs(tmp_path: Path) -> None:
+    """w (1 - sigmoid(+-beta (s - z0))), z0 = max(0, mean log-ratio of mismatched responses): 2402.01306, eq. 8."""
+    theirs = kto_outcome(tmp_path, beta=0.3, desirable_weight=1.0, undesirable_weight=1.5)
+    responses, policy = our_responses(theirs.rows)
+    z0 = log_ratio(our_responses(theirs.mismatched)[0]).detach().mean().clamp_min(0.0)
+    up = torch.tensor(theirs.up)
+    gap = torch.where(up, 0.3, -0.3) * (log_ratio(responses) - z0)
+    loss = (torch.where(up, 1.0, 1.5) * torch.sigmoid(-gap)).mean()
+    loss.backward()
+    assert float(z0) > 0 and {tuple(row) for row in theirs.rows}.isdisjoint(tuple(row) for row in theirs.mismatched)
+    assert float(loss.detach()) == pytest.approx(theirs.loss, rel=1e-6)
+    assert distance(theirs.gradient, gradient(policy)) < 1e-5
 
 
 # ---- same name, another meaning --------------------------------------------------------------------------------------

@@ -72,6 +72,47 @@ def orpo_outcome(folder: Path, **options: Any) -> Outcome:
     return _paired_outcome(ORPOTrainer, ORPOConfig(**_common(folder), **options))
 
 
+class KtoOutcome(NamedTuple):
+    """As Outcome, for single responses with a thumb each and the mismatched rows behind z0."""
+
+    loss: float
+    gradient: dict[str, torch.Tensor]
+    rows: list[Row]
+    up: list[bool]
+    mismatched: list[Row]
+
+
+def kto_outcome(folder: Path, **options: Any) -> KtoOutcome:
+    """KTOTrainer's compute_loss: chosen texts with a thumb up, rejected ones with a thumb down."""
+    from trl import KTOConfig, KTOTrainer
+
+    policy, reference = policy_and_reference()
+    half = len(TEXTS["prompt"])
+    data = Dataset.from_dict({
+        "prompt": TEXTS["prompt"] * 2, "completion": TEXTS["chosen"] + TEXTS["rejected"],
+        "label": [True] * half + [False] * half,
+    })  # fmt: skip
+    config = KTOConfig(**(_common(folder) | {"per_device_train_batch_size": 2 * half}), **options)
+    trainer = KTOTrainer(policy, reference, config, train_dataset=data, processing_class=word_tokenizer(VOCAB))
+    batch = next(iter(trainer.get_train_dataloader()))
+    loss = trainer.compute_loss(trainer.model, batch)
+    loss.backward()
+    rows, mismatched = (
+        [_row(*row) for row in zip(*(batch[f"{prefix}{key}"] for key in _KTO_KEYS), strict=True)]
+        for prefix in ("", "KL_")
+    )
+    return KtoOutcome(float(loss.detach()), gradient(trainer.model), rows, batch["label"].tolist(), mismatched)
+
+
+_KTO_KEYS = ("input_ids", "attention_mask", "completion_mask")
+
+
+def our_responses(rows: list[Row]) -> tuple[Responses, Any]:
+    """Our log-probs of rows, and the policy that takes their gradient."""
+    policy, reference = policy_and_reference()
+    return _responses(policy, reference, rows), policy
+
+
 def our_outcome(name: str, chosen: list[Row], rejected: list[Row], **params: float) -> Outcome:
     """The mean of a row of LOSSES over the pairs, or over the chosen ones for a loss of single responses."""
     policy, reference = policy_and_reference()
