@@ -14,17 +14,17 @@ from dataclasses import dataclass, field
 
 from loops.checks import POLICY, label_mode, loss_params, route_loss, sources_of
 from loops.context import Context
+from loops.labelling import Responses, auditors, compared_by, evidence_by, scores_by, second_opinions
 from sail.core.artifacts import Artifact
 from sail.core.run_settings import LossSettings, PhaseSettings, RouteSettings
 from sail.evaluation.inputs import EvaluationInputs, HeldOutPairs
 from sail.evaluation.stage import evaluate
 from sail.generation.stage import generate
-from sail.labeling.evidence import Evidence, ScoreEvidence
-from sail.labeling.labelers.dataset import DatasetEvidence
+from sail.labeling.audit import audit_labels
+from sail.labeling.evidence import Evidence
 from sail.labeling.labelers.policy import PolicyEvidence
 from sail.labeling.pairs import PairingOptions, pair_responses
 from sail.labeling.rows import response_rows
-from sail.labeling.scores import score_responses
 from sail.objectives import find_loss
 from sail.policy.loading import Checkpoint
 from sail.policy.scoring import score_logps
@@ -74,6 +74,7 @@ class PhaseLoop:
         self.ends = ends
         self.first_round = first_round  # rounds are counted over all phases
         self.start_scores: dict[str, Artifact] = {}
+        self.start_samples: Artifact | None = None
 
     def rounds(self) -> Iterator[RoundRecord]:
         start = self._evaluated(START)
@@ -153,12 +154,18 @@ class PhaseLoop:
                 where=f"routes.{name}", held_out=held_out,
             )  # fmt: skip
         else:
-            evidence = self._evidence(name, route, responses, drawn_in, made)
+            asked = self._responses(name, route, responses, drawn_in)
+            evidence = self._evidence(name, route, asked, drawn_in, made)
             pairing = route.keep if route.responses == POLICY else "verdicts"
             options = PairingOptions(
-                pairing, label_mode(route), seed, round_index, route.sail_coef, self.phase.hygiene, f"routes.{name}"
-            )
-            rows = pair_responses(self.builder, responses, evidence, options, held_out)
+                pairing, label_mode(route), seed, round_index, route.sail_coef, self.phase.hygiene, f"routes.{name}",
+                route.labels.regulation,
+            )  # fmt: skip
+            others = second_opinions(self.context, route, asked, made)
+            rows = pair_responses(self.builder, responses, evidence, options, held_out, others)
+            if route.labels.audit:
+                seen = auditors(self.context, route, asked, made)
+                made[f"audit/{name}"] = audit_labels(self.builder, responses, rows, seen)
         needs_behavior = route.responses == POLICY and self.phase.importance_sampling.mode != "none"
         return RowSource(
             responses=responses,
@@ -167,19 +174,21 @@ class PhaseLoop:
             behavior_logps=self._logps(responses, self.policies[drawn_in]) if needs_behavior else None,
         )
 
+    def _responses(self, name: str, route: RouteSettings, responses: Artifact, drawn_in: int) -> Responses:
+        """What a labeler has to know of responses."""
+        from_policy = route.responses == POLICY
+        first = self._samples(route, 0) if from_policy else responses
+        return Responses(name, responses, first, self.policies[drawn_in], compared_by(route, from_policy))
+
     def _evidence(
-        self, name: str, route: RouteSettings, responses: Artifact, turn: int, made: dict[str, Artifact]
+        self, name: str, route: RouteSettings, asked: Responses, turn: int, made: dict[str, Artifact]
     ) -> Evidence:
         by, loss = route.labels.by, route_loss(self.phase, route)
         if by == POLICY:
-            reference = self._reference_logps(responses, loss, turn)
-            policy = self._logps(responses, self.policies[turn])
+            reference = self._reference_logps(asked.artifact, loss, turn)
+            policy = self._logps(asked.artifact, self.policies[turn])
             return PolicyEvidence(policy, reference, loss.type, loss_params(loss), route.labels.when)
-        if by in self.context.settings.data:
-            return DatasetEvidence(responses, by, route.labels.temperature)
-        labeler = self.context.labeler(by)
-        scores = made[f"scores/{name}"] = score_responses(self.builder, responses, labeler)
-        return ScoreEvidence(scores, by, labeler.digest, route.labels.temperature)
+        return evidence_by(self.context, by, asked, route.labels.temperature, made)
 
     def _reference_logps(self, responses: Artifact, loss: LossSettings, turn: int) -> Artifact | None:
         needed = "reference" in find_loss(loss.type).needs
@@ -205,8 +214,9 @@ class PhaseLoop:
             engine_settings=context.engine_settings(engine), num_samples=phase.evaluation.num_generations,
             per_round=None, round_index=0, seed=context.seed("evaluation"), chat_template=context.template,
         )  # fmt: skip
-        scorers = {name: context.labeler(name) for name in phase.evaluation.scorers}
-        scores = {name: score_responses(self.builder, samples, scorer) for name, scorer in scorers.items()}
+        self.start_samples = self.start_samples or samples
+        asked = Responses("evaluation", samples, self.start_samples, policy, "all")
+        scores = {name: scores_by(context, name, asked) for name in phase.evaluation.scorers}
         if turn == START:
             self.start_scores = scores
         inputs = EvaluationInputs(

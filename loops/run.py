@@ -20,6 +20,7 @@ from loops.run_folder import RunFolder, label_counts, settings_yaml, step_metric
 from sail.core.errors import UserError
 from sail.core.run_settings import RunSettings
 from sail.core.store import Store
+from sail.evaluation.alarms import over_optimisation
 from sail.evaluation.report import ReportData, RoundRow, write_report
 from sail.evaluation.table import rounds_table
 from sail.generation import ENGINES
@@ -64,10 +65,20 @@ def _turn(settings: RunSettings, folder: RunFolder, log_folder: Path, console: C
             records.append(record)
             diary.round_ended(_label(record), _row_metrics(record))
             folder.write_records(records, settings, finished=False)
+            if _alarmed(records, settings):
+                console.print("[yellow]stopped[/] by an alarm (evaluation.stop_on_alarm); the report says which")
+                break
     finally:
         context.close()
     folder.write_records(records, settings, finished=True)
     return records
+
+
+def _alarmed(records: Sequence[RoundRecord], settings: RunSettings) -> bool:
+    """Whether the phase of the last round is to end the run where its proxy parts from what it stands for."""
+    last = records[-1].phase
+    stops = next(phase.evaluation.stop_on_alarm for phase in settings.phases if phase.name == last)
+    return stops and bool(over_optimisation(rows([record for record in records if record.phase == last])))
 
 
 def _one_process() -> None:

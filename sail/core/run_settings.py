@@ -4,6 +4,15 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from sail.core.labeler_settings import (
+    EnsembleLabeler,
+    HumanLabeler,
+    JudgeLabeler,
+    NoiseLabeler,
+    RegulationStep,
+    ReplayLabeler,
+    RuleLabeler,
+)
 from sail.core.settings import Settings, execution, meaning
 
 
@@ -52,7 +61,11 @@ class CallableLabeler(Settings):
     path: str = meaning(doc="module:function, f(examples) -> list of floats")
 
 
-LabelerSettings = Annotated[RewardModelLabeler | CallableLabeler, Field(discriminator="kind")]
+LabelerSettings = Annotated[
+    RewardModelLabeler | CallableLabeler | JudgeLabeler | EnsembleLabeler | RuleLabeler | HumanLabeler | ReplayLabeler
+    | NoiseLabeler,
+    Field(discriminator="kind"),
+]  # fmt: skip
 
 
 class PromptSettings(Settings):
@@ -67,6 +80,8 @@ class LabelSettings(Settings):
     mode: Literal["hard", "sampled", "soft"] | None = meaning(None, "default: soft by the policy, else hard")
     when: Literal["fresh", "frozen"] = meaning("fresh", "labels by the policy: at the current parameters, or once")
     temperature: float = meaning(1.0, "P(A over B) = sigmoid((r_A - r_B) / temperature)", gt=0)
+    regulation: tuple[RegulationStep, ...] = meaning((), "steps between label and update, in this order")
+    audit: tuple[str, ...] = meaning((), "labelers asked about the same pairs, for the report alone")
 
 
 class LossSettings(Settings):
@@ -218,6 +233,7 @@ class EvaluationSettings(Settings):
     pairs: str | None = meaning(None, "data source of held-out pairs, for off-policy implicit accuracy")
     temperature: float = meaning(1.0, gt=0)
     every: int = meaning(1, "rounds between evaluations", gt=0)
+    stop_on_alarm: bool = execution(False, "end the run where a proxy rises and what it stands for falls")
 
 
 class PhaseSettings(Settings):
