@@ -4,6 +4,8 @@ import json
 from pathlib import Path
 from typing import NamedTuple
 
+from sail.core.atomic import write_bytes
+
 ANSWERS_FILE = "answers.jsonl"
 
 
@@ -12,6 +14,14 @@ class Answer(NamedTuple):
 
     text: str
     first_tokens: dict[str, float]
+
+
+def sort_answers(folder: Path) -> None:
+    """The lines in an order of their own: answers come as they come, an artifact's bytes should not tell."""
+    path = folder / ANSWERS_FILE
+    if path.exists():
+        lines = path.read_bytes().splitlines(keepends=True)
+        write_bytes(path, b"".join(sorted(lines)))
 
 
 class AnswerBook:

@@ -56,12 +56,12 @@ def regulate(table: Table, steps: Sequence[RegulationStep], others: Others) -> t
     """The table after all steps, and the counts by the names of sail.core.metrics."""
     rows, counts = list(table), Counter[str]()
     for step in steps:
-        row = REGULATIONS[step.step]
+        row, size = REGULATIONS[step.step], len(rows)
         before = {pair.candidate.pair_id: pair for pair in rows}
         after = row.apply(rows, step, others)
         rows = [_recorded(pair, before[pair.candidate.pair_id], step) for pair in after]
         if row.dropped is not None:
-            counts[row.dropped] += len(before) - len(rows)
+            counts[row.dropped] += size - len(rows)
         if row.changed is not None:
             counts[row.changed] += sum(pair.label.p_a != before[pair.candidate.pair_id].label.p_a for pair in rows)
     return rows, counts

@@ -9,6 +9,7 @@ from sail.core.records import Example, SampleGroup, ScoredGroup
 from sail.core.run_settings import LabelerSettings
 from sail.core.store import Builder, Recipe, Workspace
 from sail.labeling import LABELERS, Labeler
+from sail.labeling.answers import sort_answers
 from sail.labeling.labeler_row import Scorer
 
 VERSION = 1
@@ -47,6 +48,7 @@ def score_responses(builder: Builder, responses: Artifact, labeler: Labeler, *, 
             done.append(f"{_TABLE}-{len(done):05d}")
             scored += shard
             workspace.say(f"{labeler.name} scored {len(scored)} of {len(groups)} prompts")
+        sort_answers(workspace.path)
         return _counts(scored)
 
     recipe = Recipe("scores", VERSION, labeler.recipe, {"responses": responses, "labeler": labeler.source})

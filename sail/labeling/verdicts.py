@@ -12,6 +12,7 @@ from typing import Any, Literal
 from sail.core.artifacts import Artifact
 from sail.core.records import Comparison, DatasetVerdict, PairVerdict, SampleGroup, ScoredGroup
 from sail.core.store import Builder, Recipe, Workspace
+from sail.labeling.answers import sort_answers
 from sail.labeling.candidates import Candidate, pair_id
 from sail.labeling.labeler_row import Comparer, PairAnswer, PairLabeler
 from sail.labeling.pairings import PairingFacts, all_pairs, random_pair, verdict_pairs
@@ -47,6 +48,7 @@ def compare_responses(
             done.append(f"{TABLE}-{len(done):05d}")
             verdicts += shard
             workspace.say(f"{labeler.name} compared {len(verdicts)} of {len(pairs)} pairs")
+        sort_answers(workspace.path)
         if compared == "all":
             workspace.write(WIN_RATES, win_rates(groups, verdicts), ScoredGroup)
         return figures(verdicts)

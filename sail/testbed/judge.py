@@ -79,14 +79,17 @@ def chat_reply(text: str, first_tokens: dict[str, float] | None = None) -> tuple
 
 
 class JudgeServer(ThreadingHTTPServer):
-    """A chat endpoint on this machine that answers by a function; port 0 takes a free one."""
+    """A chat endpoint on this machine that answers by a function; port 0 takes a free one, an api_key is asked for."""
 
     daemon_threads = True
     request_queue_size = 128
 
-    def __init__(self, reply: Reply, port: int = 0) -> None:
+    def __init__(self, reply: Reply, port: int = 0, api_key: str | None = None) -> None:
         super().__init__(("127.0.0.1", port), _Handler)
-        self.reply = reply
+        self.reply, self._api_key = reply, api_key
+
+    def admits(self, authorization: str | None) -> bool:
+        return self._api_key is None or authorization == f"Bearer {self._api_key}"
 
     @property
     def url(self) -> str:
@@ -102,7 +105,10 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        self._answer(*(self.server.reply(body) if self.path == "/v1/chat/completions" else (404, b"{}")))
+        if not self.server.admits(self.headers["Authorization"]):
+            self._answer(401, b"{}")
+        else:
+            self._answer(*(self.server.reply(body) if self.path == "/v1/chat/completions" else (404, b"{}")))
 
     def _answer(self, status: int, content: bytes) -> None:
         self.send_response(status)
@@ -123,9 +129,7 @@ def main() -> int:
     """Serve until Ctrl-C."""
     parser = argparse.ArgumentParser(prog="python -m sail.testbed.judge", description="A judge by the gold reward.")
     parser.add_argument("--reward", default="hump", choices=sorted(REWARDS))
-    parser.add_argument(
-        "--temperature", type=float, default=1.0, help="of its verdicts, in units of the reward; 0: sure"
-    )
+    parser.add_argument("--temperature", type=float, default=1.0, help="in units of the reward; 0: sure")
     parser.add_argument("--first-bias", type=float, default=0.0, help="reward for being shown first")
     parser.add_argument("--port", type=int, default=8100, help="0: a free one")
     asked = parser.parse_args()
