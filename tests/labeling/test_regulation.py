@@ -123,7 +123,8 @@ def test_steps_run_in_their_order_and_the_pair_tells_its_story(store: Store) -> 
     result = artifact.result()
     assert (result["labels/pairs"], result["labels/dropped_near_ties"]) == (1, 1)
     assert (result["labels/changed_temper"], result["labels/changed_cap"]) == (1, 1)
-    plain, other = PairingOptions("all", "soft", 7), PairingOptions("all", "soft", 7, regulation=(steps[0], *steps[:0:-1]))
+    plain = PairingOptions("all", "soft", 7)
+    other = PairingOptions("all", "soft", 7, regulation=(steps[0], steps[2], steps[1]))
     keys = {pair_responses(store, responses, evidence, options).key for options in (regulated, plain, other)}
     assert len(keys) == 3
 
