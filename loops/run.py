@@ -24,6 +24,7 @@ from sail.evaluation.alarms import over_optimisation
 from sail.evaluation.report import ReportData, RoundRow, write_report
 from sail.evaluation.table import rounds_table
 from sail.generation import ENGINES
+from sail.labeling.audit import AUDIT_FILE
 
 
 def make_plan(settings: RunSettings, folder: RunFolder) -> PlanBuilder:
@@ -142,8 +143,17 @@ def report_data(title: str, settings: RunSettings, records: Sequence[RoundRecord
         steps=steps,
         settings_yaml=settings_yaml(settings),
         examples=_examples(records),
+        audits=_audits(records),
         notes=_notes(settings),
     )
+
+
+def _audits(records: Sequence[RoundRecord]) -> dict[str, dict[str, Any]]:
+    """The last audit of each route."""
+    last = {
+        name: artifact for record in records for name, artifact in record.artifacts.items() if artifact.stage == "audit"
+    }
+    return {name.partition("/")[2]: json.loads((one.path / AUDIT_FILE).read_text()) for name, one in last.items()}
 
 
 def _examples(records: Sequence[RoundRecord]) -> list[dict[str, Any]]:

@@ -58,6 +58,8 @@ def test_a_judged_run_counts_what_its_judge_said_and_shows_each_pairs_life(
     lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     labels = {name for line in lines if line["kind"] == "labels" for name in line}
     assert {"judge/order_flips", "labels/changed_smooth", "quality/ece/gold", "quality/flip_rate/noisy"} <= labels
+    page = (out / "report.html").read_text()
+    assert all(title in page for title in ("The judge", "Agreement of labels", "Reliability of labels, online"))
     run = load_run(out)
     (pair, *_) = [row for row in run.round(0).pairs("online") if row["steps"]]
     story = command("show", str(out), pair["pair_id"], capsys=capsys)
