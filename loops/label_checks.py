@@ -39,7 +39,7 @@ def check_route_labels(
     labels, named = route.labels, f"{where}.labels"
     for other in [step.other for step in labels.regulation if step.step == "disagreement"] + list(labels.audit):
         _check_second(other, route, settings, named)
-    for name in _asked(route, settings):
+    for name in asked_labelers(route, settings):
         _check_policy_judge(name, phase, settings)
     if labels.temperature != 1.0 and labels.by in settings.labelers and _pairs(labels.by, settings):
         raise UserError(
@@ -74,7 +74,7 @@ def _check_second(name: str, route: RouteSettings, settings: RunSettings, where:
     _one_of(name, [*settings.labelers, *sources], where, "a labeler, or the route's own data source")
 
 
-def _asked(route: RouteSettings, settings: RunSettings) -> list[str]:
+def asked_labelers(route: RouteSettings, settings: RunSettings) -> list[str]:
     """Every labeler a route asks, those behind others included."""
     others = [step.other for step in route.labels.regulation if step.step == "disagreement"]
     names = [route.labels.by, *others, *route.labels.audit]

@@ -147,6 +147,7 @@ def test_an_answer_that_a_kill_cut_short_is_asked_again(store: Store, tmp_path: 
         again = compared(other, write_groups(other, GROUPS), judge_settings(server))
         assert len(server.reply.asked) == 18 + 13  # type: ignore[attr-defined]
     assert read_verdicts(again) == read_verdicts(whole)
+    assert (again.path / "answers.jsonl").read_bytes() == b"".join(lines)
 
 
 @pytest.mark.parametrize("status", [401, 403, 404])

@@ -7,6 +7,7 @@ import pytest
 from loops.checks import check_run
 from loops.config import resolve
 from loops.documents import merge
+from loops.estimates import judge_questions
 from sail.core.errors import UserError
 
 BASE: dict[str, Any] = {
@@ -98,6 +99,16 @@ def test_what_cannot_work_is_refused(name: str) -> None:
 )
 def test_what_can_work_is_let_through_without_a_word(change: dict[str, Any]) -> None:
     assert check(change) == []
+
+
+def test_a_plan_knows_what_judges_will_be_asked() -> None:
+    """8 prompts, 3 rounds; 6 pairs in two orders, 4 responses in three answers each, 1 pair in one order."""
+    questions = {"osp": 3 * 8 * 6 * 2, "self-rewarding": 3 * 8 * 4 * 3, "oaif": 3 * 8}
+    points = {"points": {"temperature": 0.7, "num_answers": 3}, "judge": {"both_orders": False}}
+    for preset, by in (("osp", "own"), ("self-rewarding", "points"), ("oaif", "judge")):
+        change = {"preset": preset, "labelers": points, "routes": {"online": {"labels": by}}}
+        settings = resolve(merge(BASE, change))
+        assert judge_questions(settings.phases[0], settings) == questions[preset]
 
 
 KEEP_ALL = {"truncated": "keep", "empty": "keep", "identical": "keep", "ties": "keep"}
