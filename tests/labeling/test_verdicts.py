@@ -20,6 +20,7 @@ from sail.labeling.label_figures import agreement
 from sail.labeling.labelers.human import human_labeler
 from sail.labeling.labelers.noise import NoiseEvidence
 from sail.labeling.labelers.replay import replay_labeler
+from sail.labeling.labels import Opinion, label
 from sail.labeling.pairing_options import PairingOptions
 from sail.labeling.pairs import pair_responses
 from sail.labeling.verdicts import Compared, compare_responses
@@ -249,17 +250,28 @@ def test_win_rates_are_the_scores_that_best_and_worst_go_by(store: Store, tmp_pa
 
 @pytest.mark.parametrize("p", [0.0, 0.3, 0.5, 0.8])
 def test_a_soft_label_is_the_mean_over_sampled_labels(store: Store, tmp_path: Path, p: float) -> None:
-    """Exactly so over draws spread evenly: of the draws (k + 1/2) / 10 the share under p is p. And over seeds."""
+    """Over draws spread evenly, (k + 1/2) / 1000, exactly: p is a multiple of 1 / 1000."""
     groups = [make_group("film", "good", "bad")]
     responses = write_groups(store, groups)
     rows = [{"prompt": "film", "a": "good", "b": "bad", "p": p}]
     evidence = VerdictEvidence(replayed(store, responses, tmp_path / "said.jsonl", rows), "people", "d", True)
     (soft,) = pairs_of(store, responses, evidence, PairingOptions("all", "soft", 7))
-    seeds = range(400)
-    sampled = [pairs_of(store, responses, evidence, PairingOptions("all", "sampled", seed))[0] for seed in seeds]
-    assert soft.p_a == p
-    assert all(pair.p_a == float(pair.draw < p) for pair in sampled)
-    assert sum(pair.p_a for pair in sampled) / len(sampled) == pytest.approx(p, abs=4 * (0.25 / 400) ** 0.5)
+    for seed in range(6):
+        (drawn,) = pairs_of(store, responses, evidence, PairingOptions("all", "sampled", seed))
+        assert drawn.p_a == float(drawn.draw < p)
+    opinion = Opinion(soft.verdict, soft.p_a, None, None)
+    sampled = [label(opinion, "sampled", "others", (k + 0.5) / 1000).p_a for k in range(1000)]
+    assert soft.p_a == p == sum(sampled) / 1000
+
+
+def test_a_dataset_pair_keeps_its_verdict_whichever_side_a_route_shows_it_on(store: Store, tmp_path: Path) -> None:
+    data = write_data(store, [(f"film {n}", "good", "bad") for n in range(6)])
+    rows = [{"prompt": f"film {n}", "a": "good", "b": "bad", "p": 0.2} for n in range(6)]
+    evidence = VerdictEvidence(replayed(store, data, tmp_path / "said.jsonl", rows, "verdicts"), "people", "d", False)
+    for seed in range(3):
+        pairs = pairs_of(store, data, evidence, PairingOptions("verdicts", "soft", seed))
+        assert {pair.chosen[0]["content"] for pair in pairs} == {"bad"}
+        assert {pair.p_a for pair in pairs} == {0.2, 0.8}
 
 
 def test_a_random_pair_is_the_only_one_that_is_judged(store: Store, tmp_path: Path) -> None:

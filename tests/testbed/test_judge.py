@@ -52,12 +52,8 @@ def test_the_topic_of_the_last_turn_counts() -> None:
     turns = (Message(role="user", content="film"), Message(role="assistant", content="."), CHAT[0])
     about_meals = GREAT.replace("film", "meal")
     assert said(GoldJudge("linear", 0.0), asked(about_meals, GREAT, turns))["verdict"] == "B"
-    assert (
-        said(GoldJudge("linear", 0.0), asked(about_meals, GREAT, turns[:2] + (Message(role="user", content="meal"),)))[
-            "verdict"
-        ]
-        == "A"
-    )
+    turns = (*turns[:2], Message(role="user", content="meal"))
+    assert said(GoldJudge("linear", 0.0), asked(about_meals, GREAT, turns))["verdict"] == "A"
 
 
 def test_the_module_serves_until_it_is_stopped() -> None:
