@@ -266,12 +266,12 @@ def test_a_soft_label_is_the_mean_over_sampled_labels(store: Store, tmp_path: Pa
 
 def test_a_dataset_pair_keeps_its_verdict_whichever_side_a_route_shows_it_on(store: Store, tmp_path: Path) -> None:
     data = write_data(store, [(f"film {n}", "good", "bad") for n in range(6)])
-    rows = [{"prompt": f"film {n}", "a": "good", "b": "bad", "p": 0.2} for n in range(6)]
+    rows = [{"prompt": f"film {n}", "a": "good", "b": "bad", "p": 0.25} for n in range(6)]
     evidence = VerdictEvidence(replayed(store, data, tmp_path / "said.jsonl", rows, "verdicts"), "people", "d", False)
     for seed in range(3):
         pairs = pairs_of(store, data, evidence, PairingOptions("verdicts", "soft", seed))
         assert {pair.chosen[0]["content"] for pair in pairs} == {"bad"}
-        assert {pair.p_a for pair in pairs} == {0.2, 0.8}
+        assert {pair.p_a for pair in pairs} == {0.25, 0.75}
 
 
 def test_a_random_pair_is_the_only_one_that_is_judged(store: Store, tmp_path: Path) -> None:
