@@ -11,6 +11,7 @@ exists is handed back, what is missing is made.
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 
 from loops.checks import POLICY, label_mode, loss_params, route_loss, sources_of
 from loops.context import Context
@@ -177,7 +178,7 @@ class PhaseLoop:
     def _responses(self, name: str, route: RouteSettings, responses: Artifact, drawn_in: int) -> Responses:
         """What a labeler has to know of responses."""
         from_policy = route.responses == POLICY
-        first = self._samples(route, 0) if from_policy else responses
+        first = partial(self._samples, route, 0) if from_policy else lambda: responses
         return Responses(name, responses, first, self.policies[drawn_in], compared_by(route, from_policy))
 
     def _evidence(
@@ -214,8 +215,8 @@ class PhaseLoop:
             engine_settings=context.engine_settings(engine), num_samples=phase.evaluation.num_generations,
             per_round=None, round_index=0, seed=context.seed("evaluation"), chat_template=context.template,
         )  # fmt: skip
-        self.start_samples = self.start_samples or samples
-        asked = Responses("evaluation", samples, self.start_samples, policy, "all")
+        start_samples = self.start_samples = self.start_samples or samples
+        asked = Responses("evaluation", samples, lambda: start_samples, policy, "all")
         scores = {name: scores_by(context, name, asked) for name in phase.evaluation.scorers}
         if turn == START:
             self.start_scores = scores

@@ -1,6 +1,6 @@
 """Who is asked what about a set of responses: from a labeler's name to its scores, its verdicts, its evidence."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from loops.context import Context
@@ -24,7 +24,7 @@ class Responses:
 
     route: str
     artifact: Artifact
-    first: Artifact  # the route's responses of the phase's first round: what ensembles take their units from
+    first: Callable[[], Artifact]  # the route's responses of the phase's first round: ensembles take their units there
     policy: Checkpoint  # the one that drew them, or starts the round: who judges at url: policy
     compared: Compared
 
@@ -65,7 +65,8 @@ def scores_by(context: Context, name: str, responses: Responses) -> Artifact:
     if not isinstance(settings, EnsembleLabeler):
         return score_responses(context.builder, responses.artifact, context.labeler(name, responses.policy))
     members = {one: _member(context, one, responses.artifact, responses.policy) for one in settings.of}
-    first = {one: _member(context, one, responses.first, responses.policy) for one in settings.of}
+    start = responses.first()
+    first = {one: _member(context, one, start, responses.policy) for one in settings.of}
     return combine_scores(context.builder, members, first, settings)
 
 
