@@ -6,7 +6,15 @@ from pathlib import Path
 from typing import Any
 
 from sail.core.artifacts import Artifact, Leaf, leaf
-from sail.core.run_settings import PhaseSettings, RewardModelLabeler, RunSettings, Stream, VllmSettings
+from sail.core.labeler_settings import POLICY_URL, JudgeLabeler
+from sail.core.run_settings import (
+    LabelerSettings,
+    PhaseSettings,
+    RewardModelLabeler,
+    RunSettings,
+    Stream,
+    VllmSettings,
+)
 from sail.core.seeds import derive_seed
 from sail.core.store import Builder
 from sail.generation import ENGINES
@@ -14,9 +22,12 @@ from sail.generation.dataset import import_data
 from sail.generation.engine import Engine
 from sail.generation.prompts import split_prompts
 from sail.generation.sources import source_leaf
+from sail.generation.vllm_engine import VllmEngine
 from sail.labeling import LABELERS
-from sail.labeling.labeler_row import Labeler
+from sail.labeling.labeler_row import Labeler, PairLabeler
+from sail.labeling.labelers.judge import PolicyEndpoint
 from sail.labeling.reward_fit import fit_reward_model
+from sail.labeling.scores import make_labeler
 from sail.policy.loading import Checkpoint, resolve_model
 
 
@@ -81,12 +92,33 @@ class Context:
             num_held_out=phase.evaluation.num_prompts, seed=self.seed("prompts"),
         )  # fmt: skip
 
-    def labeler(self, name: str) -> Labeler:
-        """The labeler `name`; one that is to be fitted here is fitted first."""
+    def labeler(self, name: str, policy: Checkpoint | None = None) -> Labeler:
+        """The labeler `name` of single responses; one that is to be fitted here is fitted first.
+
+        policy: who judges where the labeler is a judge at url: policy; default the starting policy.
+        """
         settings = self.settings.labelers[name]
-        opened = LABELERS[settings.kind].scores
-        assert opened is not None, f"{settings.kind} scores no responses"
-        return opened(name, settings, self._fitted(name, settings))
+        made_here = self._policy_endpoint(settings, policy) or self._fitted(name, settings)
+        return make_labeler(name, settings, made_here)
+
+    def pair_labeler(self, name: str, policy: Checkpoint) -> PairLabeler:
+        """The labeler `name` of pairs."""
+        settings = self.settings.labelers[name]
+        make = LABELERS[settings.kind].verdicts
+        assert make is not None, f"{settings.kind} compares no pairs"
+        return make(name, settings, self._policy_endpoint(settings, policy))
+
+    def _policy_endpoint(self, settings: LabelerSettings, policy: Checkpoint | None) -> PolicyEndpoint | None:
+        if not isinstance(settings, JudgeLabeler) or settings.url != POLICY_URL:
+            return None
+        judge = policy or self.model
+
+        def serve() -> tuple[str, str]:
+            engine = self.engine("vllm")
+            assert isinstance(engine, VllmEngine), "the row of ENGINES"
+            return engine.endpoint(judge)
+
+        return PolicyEndpoint(judge, serve)
 
     def _fitted(self, name: str, settings: object) -> Artifact | None:
         if not isinstance(settings, RewardModelLabeler) or settings.fit is None:

@@ -6,6 +6,15 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from sail.core.labeler_settings import (
+    EnsembleLabeler,
+    HumanLabeler,
+    JudgeLabeler,
+    NoiseLabeler,
+    RegulationStep,
+    ReplayLabeler,
+    RuleLabeler,
+)
 from sail.core.settings import Settings, execution, meaning
 
 Stream = Literal["prompts", "reward", "samples", "labels", "update", "evaluation", "bootstrap"]
@@ -56,7 +65,11 @@ class CallableLabeler(Settings):
     path: str = meaning(doc="module:function, f(examples) -> list of floats")
 
 
-LabelerSettings = Annotated[RewardModelLabeler | CallableLabeler, Field(discriminator="kind")]
+LabelerSettings = Annotated[
+    RewardModelLabeler | CallableLabeler | JudgeLabeler | EnsembleLabeler | RuleLabeler | HumanLabeler | ReplayLabeler
+    | NoiseLabeler,
+    Field(discriminator="kind"),
+]  # fmt: skip
 
 
 class PromptSettings(Settings):
@@ -76,6 +89,8 @@ class LabelSettings(Settings):
     temperature: float = meaning(1.0, "P(A over B) = sigmoid((r_A - r_B) / temperature)", gt=0)
     normalize: Literal["zscore", "none"] = meaning("zscore", "as score: over all rows, before loss, filter and tag")
     threshold: float | None = meaning(None, "as thumbs: up above this raw score; default: the mean")
+    regulation: tuple[RegulationStep, ...] = meaning((), "steps between label and update, in this order")
+    audit: tuple[str, ...] = meaning((), "labelers asked about the same pairs, for the report alone")
 
 
 class FilterSettings(Settings):
@@ -328,6 +343,7 @@ class EvaluationSettings(Settings):
     pairs: str | None = meaning(None, "data source of held-out pairs, for off-policy implicit accuracy")
     temperature: float = meaning(1.0, gt=0)
     every: int = meaning(1, "rounds between evaluations", gt=0)
+    stop_on_alarm: bool = execution(False, "end the run where a proxy rises and what it stands for falls")
 
 
 class PhaseSettings(Settings):

@@ -44,6 +44,12 @@ class VllmEngine:
             drawn[position] = [_drawn(completion) for completion in completions]
         return [drawn[position] for position in range(len(requests))]
 
+    def endpoint(self, policy: Checkpoint) -> tuple[str, str]:
+        """Address and model name of the server of these weights, for those who ask it in its own words."""
+        self.use(policy)
+        assert self._client is not None, "use(policy) makes it"
+        return self._client.base_url, self._client.model
+
     def close(self) -> None:
         if self._server is not None:
             self._server.stop()

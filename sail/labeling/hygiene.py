@@ -1,7 +1,8 @@
 """What never reaches the update: unusable samples and pairs that teach nothing, each drop counted under its metric."""
 
+import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sail.core.artifacts import Artifact
@@ -15,6 +16,7 @@ TRUNCATED, EMPTY = "labels/dropped_truncated", "labels/dropped_empty"
 HELD_OUT = "labels/dropped_held_out"
 UNRATED, FILTERED = "labels/dropped_unrated", "labels/dropped_filtered"
 IDENTICAL, TIES, MARGIN = "labels/dropped_identical", "labels/dropped_ties", "labels/dropped_margin"
+ABSTAINED, ERRORS = "labels/dropped_abstained", "labels/dropped_errors"
 
 CURES = {
     TRUNCATED: "Raise generation.max_completion_length, or set hygiene.truncated: keep",
@@ -23,6 +25,8 @@ CURES = {
     TIES: "Use label_mode: soft or hygiene.ties: keep (a policy that equals its reference prefers nothing)",
     HELD_OUT: "Hold out fewer prompts with evaluation.num_prompts, or name evaluation.prompts a source of its own",
     MARGIN: "Lower hygiene.min_margin",
+    ABSTAINED: "Look at the verdicts: a replay abstains on pairs that its file does not hold",
+    ERRORS: "Look at the problems in the verdicts, or at the judge's answers.jsonl",
 }
 _ROW_CURES = {
     UNRATED: "Give every response a score or a label, or label by a reward model",
@@ -76,6 +80,22 @@ def usable(samples: Sequence[Sample], hygiene: HygieneSettings, drops: Counter[s
     return kept
 
 
+def with_score(samples: Sequence[Sample], scores: Mapping[str, float] | None, drops: Counter[str]) -> Sequence[Sample]:
+    """The samples whose labeler gave a score: a judge's error is nan, and no label."""
+    if scores is None:
+        return samples
+    kept = [sample for sample in samples if not math.isnan(scores[sample.response_id])]
+    drops[ERRORS] += len(samples) - len(kept)
+    return kept
+
+
+def decided(opinion: Opinion, drops: Counter[str]) -> bool:
+    """Whether the labeler says anything; abstentions and errors go, each counted."""
+    if not opinion.decided:
+        drops[ABSTAINED if opinion.winner == "abstain" else ERRORS] += 1
+    return opinion.decided
+
+
 def distinct(candidates: Sequence[Candidate], hygiene: HygieneSettings, drops: Counter[str]) -> list[Candidate]:
     """The candidates whose responses differ in some token, or all of them."""
     if hygiene.identical == "keep":
@@ -101,8 +121,10 @@ def worth_keeping(opinion: Opinion, label: Label, hygiene: HygieneSettings, drop
 
 def nothing_left(what: str, num_prompts: int, drops: Counter[str], where: str) -> UserError:
     """The error of a labeling stage that kept nothing: how many went for which reason, and the cure of the first."""
-    reasons = [f"{count} {metric.removeprefix('labels/dropped_')}" for metric, count in drops.most_common() if count]
+    drops = Counter({metric: count for metric, count in drops.items() if count and "/dropped_" in metric})
+    reasons = [f"{count} {metric.removeprefix('labels/dropped_')}" for metric, count in drops.most_common()]
     dropped = f"dropped {', '.join(reasons)}" if reasons else "dropped none"
     otherwise = _NO_PARTNER if what == "pair" else _NO_RESPONSE
-    cure = (CURES | _ROW_CURES)[drops.most_common(1)[0][0]] if reasons else otherwise
+    cures = CURES | _ROW_CURES
+    cure = cures.get(drops.most_common(1)[0][0], "Loosen the regulation of the labels") if reasons else otherwise
     return UserError(f"no {what} is left of {num_prompts} prompts: {dropped}", where=where, cure=cure)

@@ -39,7 +39,7 @@ class ServerClient:
         self._model = model
         self._concurrency = settings.concurrency
         self._eos_ids = eos_ids
-        self._exchange = Exchange(base_url, settings)
+        self._exchange = Exchange(base_url, timeout_s=settings.request_timeout_s, max_retries=settings.max_retries)
 
     def complete(self, request: CompletionRequest) -> list[Completion]:
         """The request's n samples, in order of index."""

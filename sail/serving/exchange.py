@@ -1,28 +1,41 @@
 """HTTP with one server, and the one place that tries anything again."""
 
 import asyncio
+from collections.abc import Mapping
 from typing import Any
 
 import httpx
 
-from sail.core.run_settings import VllmSettings
-from sail.serving.errors import ServerError
+from sail.serving.errors import RequestRefusedError, ServerError
 
 _CONNECT_S = 5.0
 _FIRST_BACKOFF_S, _LONGEST_BACKOFF_S = 0.25, 8.0
+_TOO_MANY_REQUESTS = 429
 Json = dict[str, Any]
 
 
 class Exchange:
-    """Requests and JSON replies. Only seeded completions are repeated: a second try of those gives the same
-    bits."""
+    """Requests and JSON replies. Only what may be asked twice is repeated: a seeded completion, which gives the same
+    bits again, and a judge's question, which changes nothing on the server.
 
-    def __init__(self, base_url: str, settings: VllmSettings) -> None:
+    headers go with every request; through_proxy: whether the environment's proxies count.
+    """
+
+    def __init__(
+        self,
+        base_url: str,
+        *,
+        timeout_s: float,
+        max_retries: int,
+        headers: Mapping[str, str] | None = None,
+        through_proxy: bool = False,
+    ) -> None:
         self.base_url = base_url.rstrip("/")
-        self._max_retries = settings.max_retries
+        self._max_retries = max_retries
         self._options: dict[str, Any] = {
-            "timeout": httpx.Timeout(settings.request_timeout_s, connect=_CONNECT_S),
-            "trust_env": False,  # no proxy between us and the server
+            "timeout": httpx.Timeout(timeout_s, connect=_CONNECT_S),
+            "headers": dict(headers or {}),
+            "trust_env": through_proxy,
             "verify": base_url.startswith("https:"),  # loading certificates costs more than a request
             # uvicorn drops idle connections, and the one it answered a 500 on: reusing those is a race
             "limits": httpx.Limits(max_connections=None, max_keepalive_connections=0),
@@ -50,8 +63,7 @@ class Exchange:
         return httpx.AsyncClient(**self._options)
 
     async def post_seeded(self, http: httpx.AsyncClient, path: str, body: Json) -> Json:
-        """The reply; disconnects, timeouts and 5xx are tried again vllm.max_retries times, then
-        ServerError."""
+        """The reply; disconnects, timeouts, HTTP 429 and 5xx are tried again max_retries times, then ServerError."""
         url, problem = f"{self.base_url}{path}", ""
         for attempt in range(self._max_retries + 1):
             if attempt:
@@ -61,7 +73,7 @@ class Exchange:
             except httpx.TransportError as error:
                 problem = _named(error)
                 continue
-            if not reply.is_server_error:
+            if not (reply.is_server_error or reply.status_code == _TOO_MANY_REQUESTS):
                 return _content(reply)
             problem = _told(reply)
         raise ServerError(f"{url} failed {self._max_retries + 1} times, at last with {problem}")
@@ -69,8 +81,13 @@ class Exchange:
 
 def _content(reply: httpx.Response) -> Json:
     if not reply.is_success:
-        raise ServerError(_told(reply))
-    content: Json = reply.json()
+        raise RequestRefusedError(_told(reply), reply.status_code)
+    try:
+        content = reply.json()
+    except ValueError:
+        raise ServerError(f"{reply.url}: an answer that is no JSON: {reply.text[:200]!r}") from None
+    if not isinstance(content, dict):
+        raise ServerError(f"{reply.url}: an answer that is no JSON object: {reply.text[:200]!r}")
     return content
 
 

@@ -59,7 +59,9 @@ def test_every_drop_is_counted_under_its_metric(store: Store) -> None:
     assert artifact.result() == {
         "labels/pairs": 3, "labels/dropped_truncated": 1, "labels/dropped_empty": 1,
         "labels/dropped_identical": 1, "labels/dropped_ties": 2, "labels/dropped_margin": 4,
-        "labels/dropped_held_out": 0,
+        "labels/dropped_held_out": 0, "labels/dropped_abstained": 0, "labels/dropped_errors": 0,
+        "quality/confidence": 1.0, "quality/longer_wins": 1.0,
+        "quality/margin_p10": 1.0, "quality/margin_p50": 1.0, "quality/margin_p90": 1.0,
     }  # fmt: skip
     assert METRICS.keys() >= artifact.result().keys()
 

@@ -62,7 +62,7 @@ def misbehaving(*script: str | int, **choice: object) -> Iterator[tuple[ServerCl
         server.server_close()
 
 
-@pytest.mark.parametrize("script", [("drop",), (500, "drop"), (503, 502)])
+@pytest.mark.parametrize("script", [("drop",), (500, "drop"), (503, 502), (429,)])
 def test_what_may_pass_is_tried_again_with_the_same_seed(script):
     with misbehaving(*script) as (client, asked):
         [sample] = client.complete(REQUEST)
