@@ -11,7 +11,7 @@ from sail.core.seeds import derive_seed
 from sail.core.store import Builder
 from sail.generation import ENGINES
 from sail.generation.dataset import import_data
-from sail.generation.engine import Engine
+from sail.generation.engine import Engine, ServerEngine
 from sail.generation.prompts import split_prompts
 from sail.generation.sources import source_leaf
 from sail.labeling import LABELERS
@@ -73,12 +73,18 @@ class Context:
 
     def engine(self, name: str) -> Engine:
         if name not in self._engines:
-            self._engines[name] = ENGINES[name].open(self.settings.vllm, self.log_folder)
+            self._engines[name] = ENGINES[name].open(self.settings.vllm, self.log_folder, self.settings.lora)
         return self._engines[name]
 
     def engine_settings(self, name: str) -> Mapping[str, Any]:
         """What of the engine can change a sample."""
         return self.settings.vllm.recipe() if name == "vllm" else {}
+
+    def rest_engines(self) -> None:
+        """The policy is about to train: engines in processes of their own may make room."""
+        for engine in self._engines.values():
+            if isinstance(engine, ServerEngine):
+                engine.rest()
 
     def close(self) -> None:
         for engine in self._engines.values():

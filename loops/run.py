@@ -19,7 +19,7 @@ from loops.plan import PlanBuilder
 from loops.run_folder import RunFolder, label_counts, settings_yaml, step_metrics
 from sail.core.errors import UserError
 from sail.core.run_settings import RunSettings
-from sail.core.store import Store
+from sail.core.store import StageEvent, Store
 from sail.evaluation.report import ReportData, RoundRow, write_report
 from sail.evaluation.table import rounds_table
 from sail.generation import ENGINES
@@ -57,7 +57,15 @@ def _turn(settings: RunSettings, folder: RunFolder, log_folder: Path, console: C
     if settings.cpu_threads is not None:
         torch.set_num_threads(settings.cpu_threads)
     diary = Diary(console, settings.log_interval_s)
-    context = Context(settings, Store(folder.store_root, diary), log_folder)
+    store = Store(folder.store_root)
+    context = Context(settings, store, log_folder)
+
+    def watch(event: StageEvent) -> None:
+        diary(event)
+        if event.kind == "started" and event.artifact.stage == "checkpoint":
+            context.rest_engines()
+
+    store.on_event = watch
     records: list[RoundRecord] = []
     try:
         for record in run_phases(context):

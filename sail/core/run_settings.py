@@ -148,8 +148,9 @@ class VllmSettings(Settings):
     """The server; every key of `args` is one of vLLM's own options."""
 
     mode: Literal["server", "external"] = execution("server")
-    server_urls: tuple[str, ...] = execution((), "mode external: where the server listens; one for now", max_length=1)
+    server_urls: tuple[str, ...] = execution((), "mode external: where the servers listen, `sail serve` on each node")
     dtype: str = meaning("auto", "float32 on CPU, bfloat16 on GPU")
+    host: str = execution("127.0.0.1", "where a server listens; it has no login, keep others than us out")
     port: int = execution(0, "0: a free one", ge=0, le=65535)
     kv_cache_gib: float = execution(1.0, "CPU only", gt=0)
     max_num_seqs: int = execution(256, "sequences the server runs together", gt=0)
@@ -158,7 +159,12 @@ class VllmSettings(Settings):
     start_timeout_s: float = execution(600.0, "until the server has answered a first completion", gt=0)
     request_timeout_s: float = execution(300.0, "of one request with all its samples", gt=0)
     max_retries: int = execution(4, "of one seeded request", ge=0)
-    concurrency: int = execution(64, "requests in flight", gt=0)
+    max_restarts: int = execution(2, "of our own server when it is lost while it samples", ge=0)
+    concurrency: int = execution(64, "requests in flight on each server", gt=0)
+    during_update: Literal["keep", "sleep", "stop"] | None = execution(
+        None, "our server while the policy trains; default: sleep where both share a GPU, else keep"
+    )
+    lora: Literal["load", "merge"] = meaning("load", "adapters: loaded into the server, or merged into a copy first")
     verify_tolerance: float | None = execution(None, "nats; default 1e-3 in float32, 0.5 in bfloat16", gt=0)
     args: dict[str, Any] = meaning({}, "passed through: {tensor-parallel-size: 2}; they may change samples")
 

@@ -61,6 +61,23 @@ def tensor_layout(model_dir: Path) -> Layout:
     return layout
 
 
+def base_model_dir(adapter_dir: Path) -> Path:
+    """The whole model an adapter was trained on."""
+    return Path(str(_read_json(adapter_dir / "adapter_config.json")["base_model_name_or_path"]))
+
+
+def adapter_rank(adapter_dir: Path) -> int:
+    """The largest rank of a LoRA adapter's layers; its weights are whole and belong to its config."""
+    config = _read_json(adapter_dir / "adapter_config.json")
+    file = adapter_dir / "adapter_model.safetensors"
+    if not file.is_file():
+        raise ModelDirError("no such file", where=str(file), cure="Expected an adapter written by save_pretrained")
+    ranks = {shape[0] for name, shape in _file_layout(file).items() if ".lora_A." in name}
+    if not ranks:
+        raise ModelDirError("it holds no LoRA layer", where=str(file), cure="Only adapters of kind LORA are served")
+    return max(ranks | {int(config.get("r", 0))})
+
+
 def _file_layout(file: Path) -> Layout:
     size = file.stat().st_size
     with file.open("rb") as stream:

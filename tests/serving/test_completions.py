@@ -44,6 +44,6 @@ def test_a_request_that_cannot_be_drawn_is_refused(wrong):
 
 
 def test_every_sampling_parameter_is_sent_so_that_no_generation_config_sets_it():
-    body = request_body(REQUEST, "m")
+    body = request_body(REQUEST, "m", frozenset({2}))
     assert {"temperature", "top_p", "top_k", "min_p", "repetition_penalty", "presence_penalty"} <= set(body)
     assert body["repetition_penalty"] == 1.0 and "cache_salt" not in body

@@ -19,7 +19,7 @@ CPU_ONLY = {
 
 
 def plan(device="cpu", max_model_len=1024) -> LaunchPlan:
-    return LaunchPlan(Path("/models/m"), "sail-1", 8123, device, max_model_len, seed=3)
+    return LaunchPlan(Path("/models/m"), "sail-1", "3fa9", 8123, device, max_model_len, lora_rank=None, seed=3)
 
 
 def value(argv: list[str], flag: str) -> str:
@@ -37,7 +37,7 @@ def test_a_gpu_server_has_no_cpu_flags_and_its_own_devices():
     settings = VllmSettings(gpus=(2, 3))
     argv = server_command(plan("gpu"), settings)
     assert not CPU_ONLY & set(argv) and value(argv, "--dtype") == "bfloat16"
-    environment = server_environment(settings, "gpu")
+    environment = server_environment(settings, "gpu", "3fa9")
     assert environment["CUDA_VISIBLE_DEVICES"] == "2,3" and "VLLM_TARGET_DEVICE" not in environment
 
 
@@ -47,7 +47,7 @@ def test_every_server_is_loopback_reports_what_it_samples_from_and_takes_weights
     assert value(argv, "--host") == "127.0.0.1"
     assert value(argv, "--logprobs-mode") == "processed_logprobs"
     assert value(argv, "--worker-extension-cls") == "sail.serving.worker.WeightReloader"
-    assert server_environment(VllmSettings(), device)["VLLM_SERVER_DEV_MODE"] == "1"
+    assert server_environment(VllmSettings(), device, "3fa9")["VLLM_SERVER_DEV_MODE"] == "1"
 
 
 def test_args_are_passed_through_last():

@@ -27,7 +27,7 @@ DRIVER = """
     from tests.serving_fixtures import SETTINGS
     from sail.serving.server import VllmServer
     model, log = map(Path, sys.argv[1:])
-    server = VllmServer.start(model, settings=SETTINGS, log_path=log, max_model_len=None)
+    server = VllmServer.start(model, version='a', settings=SETTINGS, log_path=log, max_model_len=None)
     print(server.pid, flush=True)
     time.sleep(600)
 """
@@ -67,6 +67,7 @@ def test_a_taken_port_names_the_setting_and_the_cure(tiny_policies, tmp_path):
         with pytest.raises(UserError, match=rf"vllm\.port: port {port} cannot be used.*vllm\.port=0"):
             VllmServer.start(
                 tiny_policies["untied-a"].path,
+                version="a",
                 settings=SETTINGS.replace(port=port),
                 log_path=tmp_path / "vllm.log",
                 max_model_len=None,
@@ -85,7 +86,11 @@ def test_arguments_vllm_does_not_know_end_in_a_message_with_a_cure(tiny_policies
     settings = SETTINGS.replace(args={"no-such-option": 1})
     with pytest.raises(UserError, match=r"vllm\.args: .*unrecognized arguments: --no-such-option"):
         VllmServer.start(
-            tiny_policies["untied-a"].path, settings=settings, log_path=tmp_path / "x.log", max_model_len=None
+            tiny_policies["untied-a"].path,
+            version="a",
+            settings=settings,
+            log_path=tmp_path / "x.log",
+            max_model_len=None,
         )
 
 
@@ -94,7 +99,11 @@ def test_a_server_too_slow_to_start_is_stopped(tiny_policies, tmp_path):
     mine = descendants_of_this_process()
     with pytest.raises(ServerError, match=r"not ready after 2 s \(vllm.start_timeout_s\)"):
         VllmServer.start(
-            tiny_policies["untied-a"].path, settings=settings, log_path=tmp_path / "x.log", max_model_len=None
+            tiny_policies["untied-a"].path,
+            version="a",
+            settings=settings,
+            log_path=tmp_path / "x.log",
+            max_model_len=None,
         )
     assert descendants_of_this_process() <= mine
 
