@@ -23,6 +23,7 @@ def check_run(settings: RunSettings, engines: Iterable[str]) -> list[str]:
         _one_of(phase.generation.engine, list(engines), f"{phase.name}: generation.engine")
         _check_sources(phase, settings)
         _check_schedule(phase)
+        _check_penalty(phase)
         exact_shares({name: route.share for name, route in phase.routes.items()})
         for name, route in phase.routes.items():
             warnings += _check_route(phase, name, route, settings)
@@ -64,6 +65,14 @@ def _check_schedule(phase: PhaseSettings) -> None:
         raise UserError(
             f"optimizer: carry and {update.lr_scheduler_type} without a horizon: the rate is 0 after the first round",
             where=f"{phase.name}: update.horizon", cure="Set it to the steps of all rounds, or take constant",
+        )  # fmt: skip
+
+
+def _check_penalty(phase: PhaseSettings) -> None:
+    if phase.hygiene.missing_eos_penalty and phase.hygiene.truncated == "drop":
+        raise UserError(
+            "a penalty on samples that are dropped", where=f"{phase.name}: hygiene.missing_eos_penalty",
+            cure="Set hygiene.truncated: keep",
         )  # fmt: skip
 
 

@@ -3,6 +3,7 @@
 import errno
 import json
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -92,11 +93,19 @@ def show(run: RunArgument, id: Annotated[str, typer.Argument(help="a prompt, res
 
 
 @app.command()
-def doctor() -> None:
-    """Versions, devices and free disk, for bug reports."""
+def doctor(
+    config: Annotated[str | None, typer.Argument(help="whose model and vllm settings; default a tiny model")] = None,
+    overrides: Overrides = None,
+    server: Annotated[bool, typer.Option(help="start, sample, sync, verify and stop a vLLM server")] = True,
+) -> None:
+    """Versions, devices and free disk, and a vLLM server from start to stop: for bug reports."""
     from loops.doctor import print_doctor
+    from loops.server_check import check_server
 
+    settings = None if config is None else _load(config, overrides, None, False)[1]
     print_doctor(console)
+    if server and find_spec("vllm"):
+        check_server(settings, console)
 
 
 @app.command()

@@ -45,7 +45,8 @@ class Context:
             self._sources[name] = source_leaf(source, f"data.{name}")
         return import_data(
             self.builder, name, source, self._sources[name],
-            model=self.model, chat_template=self.template, max_length=self.settings.max_length,
+            model=self.model, chat_template=self.template,
+            chat_template_kwargs=self.settings.chat_template_kwargs, max_length=self.settings.max_length,
         )  # fmt: skip
 
     def prompts(self, phase: PhaseSettings) -> Artifact:

@@ -179,7 +179,8 @@ class PhaseLoop:
             return DatasetEvidence(responses, by, route.labels.temperature)
         labeler = self.context.labeler(by)
         scores = made[f"scores/{name}"] = score_responses(self.builder, responses, labeler)
-        return ScoreEvidence(scores, by, labeler.digest, route.labels.temperature)
+        penalty = self.phase.hygiene.missing_eos_penalty
+        return ScoreEvidence(scores, by, labeler.digest, route.labels.temperature, penalty)
 
     def _reference_logps(self, responses: Artifact, loss: LossSettings, turn: int) -> Artifact | None:
         needed = "reference" in find_loss(loss.type).needs

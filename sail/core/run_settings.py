@@ -122,6 +122,9 @@ class HygieneSettings(Settings):
     """What is dropped, counted, before pairs reach the update."""
 
     truncated: Literal["drop", "keep"] = meaning("drop", "samples cut at max_completion_length")
+    missing_eos_penalty: float = meaning(
+        0.0, "taken off a labeler's score of a sample cut at max_completion_length; wants truncated: keep", ge=0
+    )
     empty: Literal["drop", "keep"] = meaning("drop", "samples without a single token of text")
     identical: Literal["drop", "keep"] | None = meaning(
         None, "pairs of equal responses; default: keep if sail_coef > 0"
@@ -138,6 +141,9 @@ class GenerationSettings(Settings):
     min_p: float = meaning(0.0, "0: off", ge=0, lt=1)
     min_tokens: int = meaning(0, "no EOS before; 0: off", ge=0)
     max_completion_length: int = meaning(256, "tokens", gt=0)
+    overlong: Literal["drop", "error"] = meaning(
+        "drop", "prompts whose longest response would pass the model's context; dropped ones are counted"
+    )
     stop: tuple[str, ...] = meaning((), "stop strings")
     stop_token_ids: tuple[int, ...] = meaning((), "stop tokens beside the model's own EOS ids")
     shard_size: int = execution(64, "prompts per committed shard", gt=0)
@@ -257,6 +263,7 @@ class RunSettings(Settings):
     revision: str | None = meaning(None, "branch, tag or commit of a Hub model")
     seed: int = meaning(0, "every random stream is a hash of it and of the stream's name", ge=0)
     max_length: int | None = meaning(None, "tokens of prompt and response; default: the model's context", gt=0)
+    chat_template_kwargs: dict[str, Any] = meaning({}, "passed to the chat template: {enable_thinking: false}")
     chat_template: str | None = meaning(None, "file with a Jinja template, for tokenizers without one")
     lora: LoraSettings | None = meaning(None)
     data: dict[str, DataSettings] = meaning(doc="named sources")

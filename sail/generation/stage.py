@@ -1,6 +1,9 @@
 """The generation stage: a round's prompts in, groups of samples out, committed shard by shard."""
 
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import closing
+from itertools import islice
 from typing import Any
 
 from sail.core.artifacts import Artifact, Leaf
@@ -9,12 +12,12 @@ from sail.core.records import Prompt, Sample, SampleGroup
 from sail.core.run_settings import GenerationSettings
 from sail.core.seeds import derive_seed
 from sail.core.store import Builder, Recipe, Workspace
-from sail.generation.engine import Drawn, Engine, SampleRequest
+from sail.generation.engine import Drawn, Engine, SampleRequest, ServerEngine
 from sail.generation.prompts import round_prompts
 from sail.policy.chat import response_text
 from sail.policy.loading import Checkpoint, context_length, load_tokenizer
 
-VERSION = 1
+VERSION = 2
 
 
 def generate(
@@ -38,9 +41,9 @@ def generate(
     prompt id); sample i has seed + i.
     """
 
-    def run(workspace: Workspace) -> dict[str, int]:
-        chosen = round_prompts(prompts.read(Prompt, table), per_round, round_index=round_index, seed=seed)
-        _check_lengths(chosen, settings, context_length(policy))
+    def run(workspace: Workspace) -> dict[str, Any]:
+        drawn_from = round_prompts(prompts.read(Prompt, table), per_round, round_index=round_index, seed=seed)
+        chosen = _fitting(drawn_from, settings, context_length(policy))
         done = _finished(workspace)
         if done:
             workspace.say(f"reusing {sum(len(group.samples) for group in done)} samples of {len(done)} prompts")
@@ -50,14 +53,12 @@ def generate(
             workspace.say(f"starting on {len(todo)} prompts")
             engine.use(policy)
             writer = _Writer(workspace, policy.key, round_index, load_tokenizer(policy, chat_template))
-            first_shard = len(list(workspace.path.glob("groups-*.parquet")))
-            for shard, start in enumerate(range(0, len(todo), settings.shard_size), first_shard):
-                part = todo[start : start + settings.shard_size]
-                seeds = [derive_seed(seed, table, round_index, prompt.prompt_id) for prompt in part]
-                requests = [SampleRequest(p, num_samples, s) for p, s in zip(part, seeds, strict=True)]
-                writer.write(shard, requests, engine.sample(requests, settings))
-                workspace.say(f"{len(finished) + start + len(part)} of {len(chosen)} prompts")
-        return _counts(_finished(workspace))
+            seeds = [derive_seed(seed, table, round_index, prompt.prompt_id) for prompt in todo]
+            requests = [SampleRequest(p, num_samples, s) for p, s in zip(todo, seeds, strict=True)]
+            _draw(engine, requests, settings, writer)
+        return _counts(_finished(workspace)) | {
+            "dropped_overlong": len(drawn_from) - len(chosen), "off_policy": off_policy(settings)
+        }  # fmt: skip
 
     recipe = {
         **settings.recipe(), **engine_settings, "table": table, "num_samples": num_samples, "per_round": per_round,
@@ -65,6 +66,58 @@ def generate(
     }  # fmt: skip
     inputs = {"prompts": prompts, "policy": policy}
     return builder.build(Recipe("samples", VERSION, recipe, inputs), run)
+
+
+def off_policy(settings: GenerationSettings) -> dict[str, float]:
+    """What makes the sampling distribution another than the policy's; the samples' log-probs are of the former."""
+    neutral = {"temperature": 1.0, "top_p": 1.0, "top_k": 0, "min_p": 0.0, "min_tokens": 0}
+    return {name: getattr(settings, name) for name, off in neutral.items() if getattr(settings, name) != off}
+
+
+def _draw(engine: Engine, requests: Sequence[SampleRequest], settings: GenerationSettings, writer: "_Writer") -> None:
+    """Commit shard after shard, in the order of the requests, while later ones are still being drawn."""
+    progress = _Progress(writer.workspace, len(requests))
+    first_shard = len(list(writer.workspace.path.glob("groups-*.parquet")))
+    with closing(_in_order(engine, requests, settings)) as drawn:  # a full disk ends the requests too
+        for shard, start in enumerate(range(0, len(requests), settings.shard_size), first_shard):
+            part = requests[start : start + settings.shard_size]
+            writer.write(shard, part, [progress.count(draws) for draws in islice(drawn, len(part))])
+
+
+def _in_order(
+    engine: Engine, requests: Sequence[SampleRequest], settings: GenerationSettings
+) -> Generator[Sequence[Drawn], None, None]:
+    if isinstance(engine, ServerEngine):
+        yield from engine.stream(requests, settings)
+        return
+    for start in range(0, len(requests), settings.shard_size):
+        yield from engine.sample(requests[start : start + settings.shard_size], settings)
+
+
+class _Progress:
+    """How far the round is, how fast, and how long it will take at this pace."""
+
+    def __init__(self, workspace: Workspace, num_prompts: int) -> None:
+        self.workspace, self.num_prompts = workspace, num_prompts
+        self.prompts = self.tokens = 0
+        self.started = time.monotonic()
+
+    def count(self, draws: Sequence[Drawn]) -> Sequence[Drawn]:
+        self.prompts += 1
+        self.tokens += sum(len(one.token_ids) for one in draws)
+        passed_s = max(time.monotonic() - self.started, 1e-3)
+        left_s = passed_s * (self.num_prompts - self.prompts) / self.prompts
+        self.workspace.say(
+            f"{self.prompts} of {self.num_prompts} prompts, {self.tokens / passed_s:,.0f} tokens/s, "
+            f"about {_duration(left_s)} left"
+        )
+        return draws
+
+
+def _duration(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min" if minutes else f"{seconds} s"
 
 
 class _Writer:
@@ -97,15 +150,19 @@ def _finished(workspace: Workspace) -> list[SampleGroup]:
     return [group for shard in shards for group in workspace.read(shard.stem, SampleGroup)]
 
 
-def _check_lengths(prompts: Sequence[Prompt], settings: GenerationSettings, context: int) -> None:
-    for prompt in prompts:
-        if len(prompt.token_ids) + settings.max_completion_length > context:
-            raise UserError(
-                f"prompt {prompt.prompt_id} has {len(prompt.token_ids)} tokens, with "
-                f"{settings.max_completion_length} to sample it passes the model's context of {context}",
-                where="generation.max_completion_length",
-                cure="Lower it, or drop long prompts with data.<source>.overlong: drop and max_length",
-            )
+def _fitting(prompts: Sequence[Prompt], settings: GenerationSettings, context: int) -> list[Prompt]:
+    """The prompts whose longest response fits into the model's context."""
+    room = context - settings.max_completion_length
+    fitting = [prompt for prompt in prompts if len(prompt.token_ids) <= room]
+    if len(fitting) == len(prompts) or (fitting and settings.overlong == "drop"):
+        return fitting
+    longest = max(prompts, key=lambda prompt: len(prompt.token_ids))
+    raise UserError(
+        f"prompt {longest.prompt_id} has {len(longest.token_ids)} tokens, with "
+        f"{settings.max_completion_length} to sample it passes the model's context of {context}",
+        where="generation.max_completion_length",
+        cure="Lower it, or drop long prompts with data.<source>.overlong: drop and max_length",
+    )
 
 
 def _counts(groups: Sequence[SampleGroup]) -> dict[str, int]:

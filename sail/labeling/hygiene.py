@@ -12,12 +12,14 @@ from sail.labeling.candidates import Candidate
 from sail.labeling.labels import Label, Opinion
 
 TRUNCATED, EMPTY = "labels/dropped_truncated", "labels/dropped_empty"
+ABORTED = "labels/dropped_aborted"
 HELD_OUT = "labels/dropped_held_out"
 IDENTICAL, TIES, MARGIN = "labels/dropped_identical", "labels/dropped_ties", "labels/dropped_margin"
 
 CURES = {
     TRUNCATED: "Raise generation.max_completion_length, or set hygiene.truncated: keep",
     EMPTY: "Look at the samples; hygiene.empty: keep lets them pass",
+    ABORTED: "Look at the server's log: it ended these samples itself",
     IDENTICAL: "Sample at a higher temperature, or set hygiene.identical: keep",
     TIES: "Use label_mode: soft or hygiene.ties: keep (a policy that equals its reference prefers nothing)",
     HELD_OUT: "Hold out fewer prompts with evaluation.num_prompts, or name evaluation.prompts a source of its own",
@@ -62,7 +64,9 @@ def usable(samples: Sequence[Sample], hygiene: HygieneSettings, drops: Counter[s
     """The samples worth a label. Dataset responses count as finished whatever their length."""
     kept = []
     for sample in samples:
-        if hygiene.truncated == "drop" and not sample.finished:
+        if sample.stop_kind == "abort":  # a fragment, whatever is kept of the others
+            drops[ABORTED] += 1
+        elif hygiene.truncated == "drop" and not sample.finished:
             drops[TRUNCATED] += 1
         elif hygiene.empty == "drop" and not sample.text.strip():
             drops[EMPTY] += 1

@@ -131,8 +131,9 @@ def test_one_id_is_followed_from_sample_to_label(finished: Path, capsys: pytest.
 def test_the_doctor_names_the_versions(capsys: pytest.CaptureFixture[str]) -> None:
     import torch
 
-    printed = command("doctor", capsys=capsys)
+    printed = command("doctor", "--no-server", capsys=capsys)
     assert torch.__version__.split("+")[0] in printed
+    assert "vLLM seen working" in printed and "--worker-extension-cls" in printed
 
 
 def test_a_run_reads_from_python(finished: Path) -> None:

@@ -85,6 +85,14 @@ def test_eos_is_among_the_ids_and_has_a_log_prob(client, policy):
         assert sample.logprobs[-1] == pytest.approx(policy.score(PROMPT, sample.token_ids)[-1], abs=1e-3)
 
 
+def test_every_eos_id_of_the_policy_ends_a_response_whatever_the_server_was_started_on(client):
+    several = client.asking_for(client.model, frozenset({EOS_ID, *range(100, 140)}))
+    samples = several.complete(request(n=16, max_tokens=300))
+    assert {sample.stop_kind for sample in samples} == {"eos"}
+    assert {sample.token_ids[-1] for sample in samples} & set(range(100, 140))
+    assert not {token for sample in samples for token in sample.token_ids[:-1]} & several.eos_ids
+
+
 def test_a_stop_token_is_included_and_named(client):
     for sample in client.complete(request(stop_token_ids=tuple(range(3, 320)))):
         assert sample.stop_kind == "stop_token" and len(sample.token_ids) == 1
