@@ -22,6 +22,7 @@ if TYPE_CHECKING:  # commands import what they need: `sail --help` waits for no 
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 console = Console(width=None if sys.stdout.isatty() else 120)
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # the disk, a quota, a limit of the process
 _CTRL_C = 130  # what typer makes of a KeyboardInterrupt, without a word
 
 Overrides = Annotated[list[str] | None, typer.Argument(help="key=value, for example routes.online.sail_coef=0.3")]
@@ -165,7 +166,7 @@ def main() -> None:
         _complain(f"{error}. Nothing committed is lost: the same command goes on from here")
         sys.exit(1)
     except OSError as error:
-        if error.errno != errno.ENOSPC:
+        if error.errno not in _NO_SPACE:
             raise
         _complain(f"no space left on the disk of {error.filename or Path.cwd()}: free some, the same command goes on")
         sys.exit(1)

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import httpx
 import torch
 from peft import LoraConfig, get_peft_model
 from tokenizers import Tokenizer
@@ -127,6 +128,12 @@ def serve(policy_server: PolicyServer, policy: TinyPolicy) -> ServerClient:
     """A client of the shared server, now serving `policy`."""
     policy_server.serve(served(policy))
     return policy_server.clients[0]
+
+
+def finished_requests(client: ServerClient) -> float:
+    """Samples the server says it has finished since it started."""
+    lines = httpx.get(f"{client.base_url}/metrics", timeout=30.0, trust_env=False).text.splitlines()
+    return sum(float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith("vllm:request_success_total"))
 
 
 def _word_tokenizer() -> PreTrainedTokenizerFast:

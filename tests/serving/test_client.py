@@ -1,6 +1,7 @@
 """Sampling through a real server: ids, log-probs, stop kinds and seeds are what was asked for."""
 
 import dataclasses
+import time
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ import torch
 from sail.core.errors import UserError
 from sail.serving.client import CompletionRequest, ServerClient
 from sail.serving.errors import ServerError
-from tests.serving_fixtures import CONTEXT, EOS_ID, SETTINGS, TinyPolicy, serve
+from tests.serving_fixtures import CONTEXT, EOS_ID, SETTINGS, TinyPolicy, finished_requests, serve
 
 pytestmark = pytest.mark.vllm
 PROMPT = (5, 17, 4, 201, 33)
@@ -68,6 +69,16 @@ def test_samples_do_not_depend_on_what_else_is_in_flight(client):
     answers = dict(client.complete_many(requests))
     assert sorted(answers) == list(range(24))
     assert answers[7] == client.complete(requests[7])
+
+
+def test_requests_wait_for_a_reader_who_does_not_read(client):
+    few = ServerClient(client.base_url, model=None, settings=SETTINGS.replace(concurrency=2))
+    before = finished_requests(client)
+    answers = few.complete_many([request(n=1, seed=index, max_tokens=4) for index in range(100)])
+    next(answers)
+    time.sleep(3.0)
+    assert finished_requests(client) - before < 20
+    assert len(list(answers)) == 99
 
 
 def test_a_sample_cut_by_max_tokens_is_of_length_kind(client):

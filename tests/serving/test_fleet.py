@@ -4,14 +4,13 @@ import json
 import os
 import signal
 
-import httpx
 import pytest
 
 from sail.serving.completions import CompletionRequest
 from sail.serving.policy_server import PolicyServer
 from sail.serving.processes import descendants
 from sail.serving.replica import SYNC_LOG
-from tests.serving_fixtures import LORA_RANK, SETTINGS, make_tiny_adapter, serve, served
+from tests.serving_fixtures import LORA_RANK, SETTINGS, finished_requests, make_tiny_adapter, serve, served
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(1200)]
 REQUESTS = [CompletionRequest((5, 6, 3 + index), 2, 1000 * index, 48, cache_salt="v") for index in range(48)]
@@ -39,12 +38,6 @@ def fleet(alone, policy_server, second_server, tiny_policies, tmp_path):
     with PolicyServer(settings, tmp_path) as both:
         both.serve(served(tiny_policies["untied-a"]))
         yield both
-
-
-def finished_requests(client) -> float:
-    """What the server counts itself."""
-    lines = httpx.get(f"{client.base_url}/metrics", timeout=30.0, trust_env=False).text.splitlines()
-    return sum(float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith("vllm:request_success_total"))
 
 
 def test_several_servers_give_the_samples_of_one(fleet, alone):
