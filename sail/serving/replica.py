@@ -48,8 +48,13 @@ class Replica:
         return cls(client, held, state["dtype"], settings, log_dir, server)
 
     def answers(self) -> bool:
-        """Whether the server lives, as far as can be told without a completion."""
-        return (self.server is None or self.server.alive()) and self.client.health()
+        """Whether the server lives, as far as can be told without a completion, and nobody gave it other weights."""
+        if self.server is not None:
+            return self.server.alive() and self.client.health()
+        try:
+            return bool(self.client.collective_rpc("sail_state")[0]["version"] == self.held.model_version)
+        except ServerError:
+            return False
 
     def sync(self, policy: ServedPolicy) -> None:
         """Sample from `policy` from now on, verified; WeightSyncError when every way into this server failed."""

@@ -149,7 +149,7 @@ def test_a_full_disk_ends_the_stage_and_its_committed_shards_are_kept(url, polic
 
     def fill_up(event: StageEvent) -> None:
         notes.append(event.text)
-        if event.text.startswith(f"{2 * SHARD + 1} of"):
+        if event.text.startswith(f"{2 * SHARD + 1} of {NUM_PROMPTS}"):  # not when what is left is drawn
             resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
 
     store = Store(tmp_path / "full", fill_up)
