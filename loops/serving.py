@@ -1,5 +1,6 @@
 """`sail serve`: a server of the config's starting model, for runs elsewhere with vllm.mode: external."""
 
+import os
 import socket
 import time
 from pathlib import Path
@@ -13,13 +14,13 @@ from sail.serving.ports import LOOPBACK
 from sail.serving.server import VllmServer
 
 _POLL_S = 1.0
-EVERYWHERE = "0.0.0.0"
+_EVERYWHERE = "0.0.0.0"
 
 
 def serve_forever(settings: RunSettings, console: Console) -> None:
     """Start the server, print its URL, and watch it until Ctrl-C or its death."""
     model = resolve_model(settings.model_name_or_path, settings.revision)
-    log_path = Path("runs") / "serve" / f"vllm-{model.key}.log"
+    log_path = Path("runs") / "serve" / f"vllm-{model.key}-{os.getpid()}.log"
     log_path.parent.mkdir(parents=True, exist_ok=True)
     console.print(f"starting vLLM, log in {log_path}", highlight=False)
     length = settings.vllm.max_model_len or context_length(model)
@@ -33,7 +34,7 @@ def serve_forever(settings: RunSettings, console: Console) -> None:
         max_model_len=length,
         lora_rank=settings.lora.r if settings.lora and settings.vllm.lora == "load" else None,
     ) as server:
-        url = server.base_url.replace(EVERYWHERE, socket.gethostname())
+        url = server.base_url.replace(_EVERYWHERE, socket.gethostname())
         console.print(f"serving at {url}; in the run's config, with the URLs of all such servers:", highlight=False)
         console.print(f"vllm: {{mode: external, server_urls: ['{url}']}}", highlight=False)
         while server.alive():

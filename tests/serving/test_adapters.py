@@ -6,13 +6,16 @@ from dataclasses import replace
 
 import pytest
 
+from sail.core.artifacts import leaf
+from sail.core.run_settings import LoraSettings
+from sail.generation.vllm_engine import VllmEngine
 from sail.serving.client import CompletionRequest
 from sail.serving.errors import WeightSyncError
 from sail.serving.model_files import ModelDirError
 from sail.serving.probes import probes_for
 from sail.serving.replica import SYNC_LOG
 from sail.serving.verification import verify_weights
-from tests.serving_fixtures import make_tiny_adapter, serve
+from tests.serving_fixtures import LORA_RANK, SETTINGS, make_tiny_adapter, serve
 
 pytestmark = pytest.mark.vllm
 PROMPT = (5, 17, 4, 201, 33)
@@ -116,6 +119,19 @@ def test_wrong_weights_never_give_a_sample(policy_server, base, adapters):
     assert policy_server.policy is None
     with pytest.raises(AssertionError, match="serve"):
         next(policy_server.complete_many([CompletionRequest(PROMPT, 1, 7, 8)]))
+
+
+def test_an_adapter_may_be_merged_into_a_copy_instead(policy_server, base, adapters, tiny_policies, tmp_path):
+    """For models whose adapters vLLM cannot load. Verified against the adapter as the trainer has it."""
+    settings = SETTINGS.replace(mode="external", server_urls=(base.base_url,), lora="merge")
+    engine = VllmEngine(settings, tmp_path, LoraSettings(r=LORA_RANK))
+    engine.use(leaf(adapters[2].path))
+    told = last_sync(tmp_path)
+    assert told["way"] == "reload from disk" and told["max_abs_nats"] < 1e-3
+    assert list((tmp_path / "merged").glob("*/model.safetensors"))
+    engine.use(leaf(tiny_policies["tied-a"].path))  # what the session's server is taken to hold
+    engine.close()
+    assert not (tmp_path / "merged").exists()
 
 
 def make_served(adapter, folder, version):
