@@ -66,16 +66,14 @@ def base_model_dir(adapter_dir: Path) -> Path:
     return Path(str(_read_json(adapter_dir / "adapter_config.json")["base_model_name_or_path"]))
 
 
-def adapter_rank(adapter_dir: Path) -> int:
-    """The largest rank of a LoRA adapter's layers; its weights are whole and belong to its config."""
-    config = _read_json(adapter_dir / "adapter_config.json")
+def check_adapter(adapter_dir: Path) -> None:
+    """ModelDirError unless a LoRA adapter's config and weights are there and whole."""
+    _read_json(adapter_dir / "adapter_config.json")
     file = adapter_dir / "adapter_model.safetensors"
     if not file.is_file():
         raise ModelDirError("no such file", where=str(file), cure="Expected an adapter written by save_pretrained")
-    ranks = {shape[0] for name, shape in _file_layout(file).items() if ".lora_A." in name}
-    if not ranks:
+    if not any(".lora_A." in name for name in _file_layout(file)):
         raise ModelDirError("it holds no LoRA layer", where=str(file), cure="Only adapters of kind LORA are served")
-    return max(ranks | {int(config.get("r", 0))})
 
 
 def _file_layout(file: Path) -> Layout:

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from sail.serving.model_files import Layout, adapter_rank, tensor_layout
+from sail.serving.model_files import Layout, check_adapter, tensor_layout
 
 Score = Callable[[Sequence[int], Sequence[int]], Sequence[float]]  # (prompt ids, response ids) -> log-probs, nats
 
@@ -27,5 +27,5 @@ class ServedPolicy:
     def check_files(self) -> Layout:
         """The layout of the whole model; ModelDirError where a file is missing, broken or cut short."""
         if self.adapter_dir is not None:
-            adapter_rank(self.adapter_dir)
+            check_adapter(self.adapter_dir)
         return tensor_layout(self.model_dir)
