@@ -28,6 +28,7 @@ def check_run(settings: RunSettings, engines: Iterable[str]) -> list[str]:
         _one_of(phase.generation.engine, list(engines), f"{phase.name}: generation.engine")
         _check_sources(phase, settings)
         _check_schedule(phase)
+        _check_penalty(phase)
         _check_linear_alignment(phase)
         check_optimizer(phase.update.optimizer)
         if phase.routes:
@@ -132,6 +133,14 @@ def _check_linear_alignment(phase: PhaseSettings) -> None:
         raise UserError(
             "importance weights cannot repair samples of Linear Alignment: they cover a part of the policy's support",
             where=f"{phase.name}: importance_sampling.mode", cure="Set it to none",
+        )  # fmt: skip
+
+
+def _check_penalty(phase: PhaseSettings) -> None:
+    if phase.hygiene.missing_eos_penalty and phase.hygiene.truncated == "drop":
+        raise UserError(
+            "a penalty on samples that are dropped", where=f"{phase.name}: hygiene.missing_eos_penalty",
+            cure="Set hygiene.truncated: keep",
         )  # fmt: skip
 
 

@@ -9,6 +9,7 @@ from sail.core.artifacts import Artifact, Leaf, leaf
 from sail.core.labeler_settings import POLICY_URL, JudgeLabeler
 from sail.core.run_settings import (
     LabelerSettings,
+    LoraSettings,
     PhaseSettings,
     RewardModelLabeler,
     RunSettings,
@@ -19,7 +20,7 @@ from sail.core.seeds import derive_seed
 from sail.core.store import Builder
 from sail.generation import ENGINES
 from sail.generation.dataset import import_data
-from sail.generation.engine import Engine
+from sail.generation.engine import Engine, ServerEngine
 from sail.generation.prompts import split_prompts
 from sail.generation.sources import source_leaf
 from sail.generation.vllm_engine import VllmEngine
@@ -30,21 +31,29 @@ from sail.labeling.reward_fit import fit_reward_model
 from sail.labeling.scores import make_labeler
 from sail.policy.loading import Checkpoint, resolve_model
 
+EngineSettings = tuple[VllmSettings, LoraSettings | None]
+
 
 @dataclass
 class Engines:
     """Engines by name, opened when first used; the runs of an ablation share them, one server for all."""
 
     log_folder: Path
-    _open: dict[str, tuple[VllmSettings, Engine]] = field(default_factory=dict)
+    _open: dict[str, tuple[EngineSettings, Engine]] = field(default_factory=dict)
 
-    def engine(self, name: str, settings: VllmSettings) -> Engine:
+    def engine(self, name: str, vllm: VllmSettings, lora: LoraSettings | None) -> Engine:
         """The engine `name`; one that runs with other settings is closed first."""
-        if name in self._open and self._open[name][0] != settings:
+        if name in self._open and self._open[name][0] != (vllm, lora):
             self._open.pop(name)[1].close()
         if name not in self._open:
-            self._open[name] = (settings, ENGINES[name].open(settings, self.log_folder))
+            self._open[name] = ((vllm, lora), ENGINES[name].open(vllm, self.log_folder, lora))
         return self._open[name][1]
+
+    def rest(self) -> None:
+        """The policy is about to train: engines in processes of their own may make room."""
+        for _, engine in self._open.values():
+            if isinstance(engine, ServerEngine):
+                engine.rest()
 
     def close(self) -> None:
         while self._open:
@@ -80,7 +89,8 @@ class Context:
             self._sources[name] = source_leaf(source, f"data.{name}")
         return import_data(
             self.builder, name, source, self._sources[name],
-            model=self.model, chat_template=self.template, max_length=self.settings.max_length,
+            model=self.model, chat_template=self.template,
+            chat_template_kwargs=self.settings.chat_template_kwargs, max_length=self.settings.max_length,
         )  # fmt: skip
 
     def prompts(self, phase: PhaseSettings) -> Artifact:
@@ -128,11 +138,15 @@ class Context:
         return fit_reward_model(self.builder, self.data(fit.data), init, fit, self.seed("reward", name))
 
     def engine(self, name: str) -> Engine:
-        return self._engines.engine(name, self.settings.vllm)
+        return self._engines.engine(name, self.settings.vllm, self.settings.lora)
 
     def engine_settings(self, name: str) -> Mapping[str, Any]:
         """What of the engine can change a sample."""
         return self.settings.vllm.recipe() if name == "vllm" else {}
+
+    def rest_engines(self) -> None:
+        """The policy is about to train: engines in processes of their own may make room."""
+        self._engines.rest()
 
     def close(self) -> None:
         if self.engines is None:

@@ -125,6 +125,7 @@ class PhaseLoop:
         return tag_prompts(
             self.builder, prompts, self.trained_on, tag, tag.target if target is None else target,
             tokenizer=self.context.model, chat_template=self.context.template,
+            template_kwargs=self.context.settings.chat_template_kwargs,
         )  # fmt: skip
 
     def _evaluated(self, turn: int) -> dict[str, Artifact] | None:

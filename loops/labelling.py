@@ -29,6 +29,7 @@ class Responses:
     policy: Checkpoint  # the one that drew them, or starts the round: who judges at url: policy
     compared: Compared
     seed: int  # of the route's labels
+    missing_eos_penalty: float = 0.0  # off the scores of samples that did not end by themselves
 
 
 def compared_by(route: RouteSettings, from_policy: bool) -> Compared:
@@ -58,7 +59,9 @@ def evidence_by(
             seed=responses.seed, )  # fmt: skip
         return VerdictEvidence(verdicts, by, pair_labeler.digest, responses.compared == "all")
     scores = made[f"scores/{place}"] = scores_by(context, by, responses)
-    return ScoreEvidence(scores, by, digest_of(context, by, responses.policy), temperature)
+    return ScoreEvidence(
+        scores, by, digest_of(context, by, responses.policy), temperature, responses.missing_eos_penalty
+    )
 
 
 def scores_by(context: Context, name: str, responses: Responses) -> Artifact:

@@ -127,7 +127,10 @@ class Routes:
         """What a labeler has to know of responses."""
         first = partial(self._responses, name, route, 0) if route.samples else lambda: responses
         seed = self.context.seed("labels", name, phase=self.phase)
-        return Responses(name, responses, first, self.policies[drawn_in], compared_by(route, route.samples), seed)
+        return Responses(
+            name, responses, first, self.policies[drawn_in], compared_by(route, route.samples), seed,
+            self.phase.hygiene.missing_eos_penalty,
+        )  # fmt: skip
 
     def _single_rows(
         self, name: str, route: RouteSettings, responses: Artifact, drawn_in: int, made: dict[str, Artifact]
@@ -142,7 +145,9 @@ class Routes:
             rating=kind and RatingOptions(kind, labels.normalize, labels.threshold, labels.temperature),
             filter=route.filter,
             mismatch=loss.statistic is not None and loss.statistic.of == "mismatched",
-            tagging=None if tag is None else Tagging(tag, self.context.model, self.context.template),
+            tagging=None
+            if tag is None
+            else Tagging(tag, self.context.model, self.context.template, self.context.settings.chat_template_kwargs),
             seed=asked.seed,
             round_index=self._round_index(route, drawn_in),
             hygiene=self.phase.hygiene,

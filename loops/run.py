@@ -19,7 +19,7 @@ from loops.plan import PlanBuilder
 from loops.run_folder import RECORD, STAGES, RunFolder, label_counts, settings_yaml, step_metrics
 from sail.core.errors import UserError
 from sail.core.run_settings import RunSettings
-from sail.core.store import Store
+from sail.core.store import StageEvent, Store
 from sail.evaluation.alarms import over_optimisation
 from sail.evaluation.report import ReportData, RoundRow, write_report
 from sail.evaluation.table import rounds_table
@@ -63,7 +63,15 @@ def carry_out(
     if settings.cpu_threads is not None:
         torch.set_num_threads(settings.cpu_threads)
     diary = Diary(console, settings.log_interval_s, log_folder / STAGES)
-    context = Context(settings, Store(folder.store_root, diary), log_folder, engines)
+    store = Store(folder.store_root)
+    context = Context(settings, store, log_folder, engines)
+
+    def watch(event: StageEvent) -> None:
+        diary(event)
+        if event.kind == "started" and event.artifact.stage == "checkpoint":
+            context.rest_engines()
+
+    store.on_event = watch
     records: list[RoundRecord] = []
     try:
         for record in run_phases(context):

@@ -39,6 +39,7 @@ METRICS: dict[str, str] = {
     # labels, per round
     "labels/pairs": "pairs that reach the update",
     "labels/dropped_truncated": "samples dropped because they hit the length limit",
+    "labels/dropped_aborted": "samples dropped because the server ended them itself",
     "labels/dropped_empty": "samples dropped because they are empty",
     "labels/dropped_held_out": "dataset prompts left out because the evaluation holds them out",
     "labels/dropped_identical": "pairs dropped because both responses are equal",

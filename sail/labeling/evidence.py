@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from sail.core.artifacts import Artifact, Keyed
-from sail.core.records import LabelMode, LabelSource, PairVerdict, ScoredGroup
+from sail.core.records import LabelMode, LabelSource, PairVerdict, SampleGroup, ScoredGroup, index_responses
 from sail.labeling.candidates import Candidate
 from sail.labeling.labels import Opinion, by_scores, winner_of
 
@@ -53,13 +53,15 @@ class Evidence(Protocol):
 class ScoreEvidence:
     """Labels by a labeler that scores responses: P(A beats B) = sigmoid((s_a - s_b) / temperature).
 
-    digest is Labeler.digest of the labeler that made the scores artifact.
+    digest is Labeler.digest of the labeler that made the scores artifact. missing_eos_penalty is taken off the scores
+    of responses that did not end by themselves (TRL's option of that name).
     """
 
     scores: Artifact
     labeler: str
     digest: str
     temperature: float = 1.0  # in units of the score
+    missing_eos_penalty: float = 0.0  # in units of the score
 
     @property
     def source(self) -> LabelSource:
@@ -69,7 +71,9 @@ class ScoreEvidence:
         return {"scores": self.scores}
 
     def recipe(self, mode: LabelMode) -> dict[str, Any]:
-        names = {"by": "scores", "labeler": self.labeler, "digest": self.digest}
+        names: dict[str, Any] = {"by": "scores", "labeler": self.labeler, "digest": self.digest}
+        if self.missing_eos_penalty:
+            names |= {"missing_eos_penalty": self.missing_eos_penalty}
         return names if mode == "hard" else names | {"temperature": self.temperature}
 
     def read(self, responses: Artifact) -> Opinions:
@@ -79,6 +83,10 @@ class ScoreEvidence:
             for group in groups
             for response_id, score in zip(group.response_ids, group.scores, strict=True)
         }
+        if self.missing_eos_penalty:
+            samples = index_responses(responses.read(SampleGroup, "groups"))
+            cut = {name for name, (_, sample) in samples.items() if not sample.finished}
+            scores = {name: score - self.missing_eos_penalty * (name in cut) for name, score in scores.items()}
         return _ScoreOpinions(scores, self.temperature)
 
 

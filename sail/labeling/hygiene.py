@@ -13,6 +13,7 @@ from sail.labeling.candidates import Candidate
 from sail.labeling.labels import Label, Opinion
 
 TRUNCATED, EMPTY = "labels/dropped_truncated", "labels/dropped_empty"
+ABORTED = "labels/dropped_aborted"
 HELD_OUT = "labels/dropped_held_out"
 UNRATED, FILTERED = "labels/dropped_unrated", "labels/dropped_filtered"
 IDENTICAL, TIES, MARGIN = "labels/dropped_identical", "labels/dropped_ties", "labels/dropped_margin"
@@ -21,6 +22,7 @@ ABSTAINED, ERRORS = "labels/dropped_abstained", "labels/dropped_errors"
 CURES = {
     TRUNCATED: "Raise generation.max_completion_length, or set hygiene.truncated: keep",
     EMPTY: "Look at the samples; hygiene.empty: keep lets them pass",
+    ABORTED: "Look at the server's log: it ended these samples itself",
     IDENTICAL: "Sample at a higher temperature, or set hygiene.identical: keep",
     TIES: "Use label_mode: soft or hygiene.ties: keep (a policy that equals its reference prefers nothing)",
     HELD_OUT: "Hold out fewer prompts with evaluation.num_prompts, or name evaluation.prompts a source of its own",
@@ -71,7 +73,9 @@ def usable(samples: Sequence[Sample], hygiene: HygieneSettings, drops: Counter[s
     """The samples worth a label. Dataset responses count as finished whatever their length."""
     kept = []
     for sample in samples:
-        if hygiene.truncated == "drop" and not sample.finished:
+        if sample.stop_kind == "abort":  # a fragment, whatever is kept of the others
+            drops[ABORTED] += 1
+        elif hygiene.truncated == "drop" and not sample.finished:
             drops[TRUNCATED] += 1
         elif hygiene.empty == "drop" and not sample.text.strip():
             drops[EMPTY] += 1

@@ -3,15 +3,18 @@
 import asyncio
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 from urllib.parse import urlsplit
 
+from sail.serving.dispatch import patiently
 from sail.serving.errors import ServerError
 from sail.serving.exchange import Exchange, Json
 from sail.serving.streaming import Emit, stream
 
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
 _V1, _COMPLETIONS = "/v1", "/chat/completions"
+_AHEAD = 256  # answers nobody has read yet
 Outcome = Json | ServerError
 _Numbered = tuple[int, Outcome]
 
@@ -31,7 +34,7 @@ class ChatEndpoint:
 
         A reply is the JSON of /v1/chat/completions, unread. A reader that stops early cancels the rest.
         """
-        return stream(lambda emit: self._ask_all(bodies, emit)) if bodies else iter(())
+        return stream(lambda emit: self._ask_all(bodies, emit), ahead=_AHEAD) if bodies else iter(())
 
     async def _ask_all(self, bodies: Sequence[Mapping[str, Any]], emit: Emit[_Numbered]) -> None:
         exchange, todo = self._exchange(), iter(enumerate(bodies))
@@ -41,10 +44,11 @@ class ChatEndpoint:
             async def work() -> None:
                 for position, body in todo:
                     try:
-                        outcome: Outcome = await exchange.post_seeded(http, _COMPLETIONS, dict(body))
+                        ask = partial(exchange.post, http, _COMPLETIONS, dict(body))
+                        outcome: Outcome = await patiently(ask, self.max_retries)
                     except ServerError as error:
                         outcome = error
-                    emit((position, outcome))
+                    await emit((position, outcome))
 
             workers = [asyncio.create_task(work()) for _ in range(min(self.concurrency, len(bodies)))]
             try:
@@ -59,7 +63,6 @@ class ChatEndpoint:
         return Exchange(
             base if base.endswith(_V1) else base + _V1,
             timeout_s=self.timeout_s,
-            max_retries=self.max_retries,
             headers={"Authorization": f"Bearer {self.api_key}"} if self.api_key else {},
             through_proxy=urlsplit(self.url).hostname not in _LOOPBACK,
         )

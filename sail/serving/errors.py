@@ -15,3 +15,15 @@ class RequestRefusedError(ServerError):
 
 class WeightSyncError(ServerError):
     """New weights did not arrive in the running server, or not the right ones; a restart may mend it."""
+
+
+class ServerLostError(ServerError):
+    """No server is left to ask; one of ours is started again."""
+
+
+class TransientError(ServerError):
+    """One request failed in a way that may pass: a disconnect, a timeout, a 5xx, an aborted sample."""
+
+
+class OtherModelError(RequestRefusedError):
+    """The server does not know the model we asked for: it was started again, or is another one."""

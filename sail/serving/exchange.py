@@ -1,22 +1,18 @@
-"""HTTP with one server, and the one place that tries anything again."""
+"""HTTP with one server: requests, JSON replies, and which failures may pass. Nothing is repeated here."""
 
-import asyncio
 from collections.abc import Mapping
 from typing import Any
 
 import httpx
 
-from sail.serving.errors import RequestRefusedError, ServerError
+from sail.serving.errors import OtherModelError, RequestRefusedError, ServerError, TransientError
 
 _CONNECT_S = 5.0
-_FIRST_BACKOFF_S, _LONGEST_BACKOFF_S = 0.25, 8.0
-_TOO_MANY_REQUESTS = 429
 Json = dict[str, Any]
 
 
 class Exchange:
-    """Requests and JSON replies. Only what may be asked twice is repeated: a seeded completion, which gives the same
-    bits again, and a judge's question, which changes nothing on the server.
+    """One server's address, and how it is talked to.
 
     headers go with every request; through_proxy: whether the environment's proxies count.
     """
@@ -26,12 +22,10 @@ class Exchange:
         base_url: str,
         *,
         timeout_s: float,
-        max_retries: int,
         headers: Mapping[str, str] | None = None,
         through_proxy: bool = False,
     ) -> None:
         self.base_url = base_url.rstrip("/")
-        self._max_retries = max_retries
         self._options: dict[str, Any] = {
             "timeout": httpx.Timeout(timeout_s, connect=_CONNECT_S),
             "headers": dict(headers or {}),
@@ -44,12 +38,11 @@ class Exchange:
 
     def once(self, method: str, path: str, body: Json | None = None) -> Json:
         """The reply, or ServerError."""
-        url = f"{self.base_url}{path}"
-        try:
-            reply = self._http.request(method, url, json=body)
-        except httpx.TransportError as error:
-            raise ServerError(f"{url}: {_named(error)}") from None
-        return _content(reply)
+        return _content(self._send(method, path, body))
+
+    def done(self, method: str, path: str, body: Json | None = None) -> None:
+        """A request whose reply says nothing but that it worked, or ServerError."""
+        _refuse_failure(self._send(method, path, body))
 
     def answers(self, path: str) -> bool:
         """Whether a GET is answered with success, soon."""
@@ -59,29 +52,27 @@ class Exchange:
             return False
 
     def open(self) -> httpx.AsyncClient:
-        """What `post_seeded` sends with; a context manager of the event loop it is used in."""
+        """What `post` sends with; a context manager of the event loop it is used in."""
         return httpx.AsyncClient(**self._options)
 
-    async def post_seeded(self, http: httpx.AsyncClient, path: str, body: Json) -> Json:
-        """The reply; disconnects, timeouts, HTTP 429 and 5xx are tried again max_retries times, then ServerError."""
-        url, problem = f"{self.base_url}{path}", ""
-        for attempt in range(self._max_retries + 1):
-            if attempt:
-                await asyncio.sleep(min(_FIRST_BACKOFF_S * 2 ** (attempt - 1), _LONGEST_BACKOFF_S))
-            try:
-                reply = await http.post(url, json=body)
-            except httpx.TransportError as error:
-                problem = _named(error)
-                continue
-            if not (reply.is_server_error or reply.status_code == _TOO_MANY_REQUESTS):
-                return _content(reply)
-            problem = _told(reply)
-        raise ServerError(f"{url} failed {self._max_retries + 1} times, at last with {problem}")
+    async def post(self, http: httpx.AsyncClient, path: str, body: Json) -> Json:
+        """The reply; TransientError for what may pass, ServerError for what will not."""
+        try:
+            reply = await http.post(f"{self.base_url}{path}", json=body)
+        except httpx.TransportError as error:
+            raise TransientError(_named(error)) from None
+        return _content(reply)
+
+    def _send(self, method: str, path: str, body: Json | None) -> httpx.Response:
+        url = f"{self.base_url}{path}"
+        try:
+            return self._http.request(method, url, json=body)
+        except httpx.TransportError as error:
+            raise ServerError(f"{url}: {_named(error)}") from None
 
 
 def _content(reply: httpx.Response) -> Json:
-    if not reply.is_success:
-        raise RequestRefusedError(_told(reply), reply.status_code)
+    _refuse_failure(reply)
     try:
         content = reply.json()
     except ValueError:
@@ -91,8 +82,15 @@ def _content(reply: httpx.Response) -> Json:
     return content
 
 
-def _told(reply: httpx.Response) -> str:
-    return f"{reply.url}: HTTP {reply.status_code}: {reply.text[:500]}"
+def _refuse_failure(reply: httpx.Response) -> None:
+    if reply.is_success:
+        return
+    told = f"{reply.url}: HTTP {reply.status_code}: {reply.text[:500]}"
+    if reply.is_server_error or reply.status_code == httpx.codes.TOO_MANY_REQUESTS:
+        raise TransientError(told)
+    if reply.status_code == httpx.codes.NOT_FOUND:
+        raise OtherModelError(told, reply.status_code)
+    raise RequestRefusedError(told, reply.status_code)
 
 
 def _named(error: httpx.TransportError) -> str:
