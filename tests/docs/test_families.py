@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from loops.documents import preset_names
+from loops.documents import preset_names, read_preset
 from sail.objectives import LOSSES
 from tests.docs.pages import FAMILIES, ROOT, formula_of, named, spans
 
@@ -46,7 +46,19 @@ def test_a_page_is_short_and_has_its_parts(page: Path) -> None:
 def test_the_page_of_concepts_links_to_every_family_and_has_every_preset() -> None:
     concepts = (ROOT / "docs" / "methods.md").read_text()
     assert [page.name for page in FAMILIES if f"(methods/{page.name})" not in concepts] == []
-    assert set(preset_names()) - set(spans(concepts)) == set()
+    assert set(preset_names()) - set(_rounds_said(concepts)) == set()
+
+
+def test_the_page_of_concepts_says_how_many_rounds_each_preset_has() -> None:
+    said = _rounds_said((ROOT / "docs" / "methods.md").read_text())
+    assert said == {name: read_preset(name)["num_rounds"] for name in said} and said["spin"] == 3
+
+
+def _rounds_said(concepts: str) -> dict[str, int]:
+    """The first and the last column of the table of presets; "none" is 0."""
+    table = concepts.split("| preset | responses | labels | rounds |\n", 1)[1].split("\n\n", 1)[0]
+    rows = [line.strip("| ").split(" | ") for line in table.splitlines()[1:]]
+    return {name: int(cells[-1].replace("none", "0")) for cells in rows for name in re.findall(r"`([^`]+)`", cells[0])}
 
 
 def test_names_are_read_from_their_line_alone_and_a_page_without_it_has_none() -> None:
