@@ -25,6 +25,7 @@ STORE = ".store"
 PLAN, RECORD, ABLATION, STAGES = "plan.json", "run.json", "ablation.json", "stages.jsonl"
 _LABEL_ARTIFACTS = ("pairs/", "verdicts/", "audit/")
 _LABEL_METRICS = ("labels/", "quality/", "judge/")
+_LABEL_MEANS = ("labels/score_mean", "labels/score_std", "labels/thumbs_up_share")
 
 
 class RunFolder:
@@ -145,7 +146,7 @@ def step_metrics(record: RoundRecord) -> list[dict[str, float]]:
 
 
 def label_counts(record: RoundRecord) -> dict[str, float]:
-    """labels/... of a round, summed over routes; quality/... and judge/... are shares: their mean over routes.
+    """labels/... of a round, summed over routes; means and shares (quality/..., judge/..., of scores): their mean.
 
     Second opinions (verdicts/online@name) have lines of their own in metrics.jsonl and do not count here.
     """
@@ -156,7 +157,8 @@ def label_counts(record: RoundRecord) -> dict[str, float]:
                 if key.startswith(_LABEL_METRICS):
                     found.setdefault(key, []).append(value)
     return {
-        key: sum(values) if key.startswith("labels/") else sum(values) / len(values) for key, values in found.items()
+        key: sum(values) / len(values) if key in _LABEL_MEANS or not key.startswith("labels/") else sum(values)
+        for key, values in found.items()
     }
 
 

@@ -25,9 +25,9 @@ _REWARD = {"rm": {"kind": "reward_model", "path": "<sequence-classification mode
 def starter_config(preset: str, overrides: Sequence[str]) -> str:
     """The text of a commented config: the parts every run needs, then the preset's own table as comments."""
     routes = read_preset(preset).get("routes", {}).values()
-    named = dict.fromkeys(route["responses"] for route in routes if route["responses"] != "policy")
-    samples = any(route["responses"] == "policy" for route in routes)
-    sources = list(named) or ["prompts"]
+    origins = [origin for route in routes for origin in _origins(route)]
+    samples = bool({"policy", "reference"} & set(origins))
+    sources = [name for name in dict.fromkeys(origins) if name not in ("policy", "reference")] or ["prompts"]
     document: dict[str, Any] = {"preset": preset, "model_name_or_path": _MODEL, "seed": 0}
     document["data"] = {name: _SOURCES[name] for name in sources}
     if any(_labels_by(route) == "rm" for route in routes):
@@ -46,6 +46,11 @@ def starter_config(preset: str, overrides: Sequence[str]) -> str:
     shipped = (configs_folder() / "methods" / f"{preset}.yaml").read_text()
     inherited = "".join(f"#   {line}\n" if line else "#\n" for line in shipped.splitlines())
     return f"{head}{body}\n# From the preset; write a key here to change it, or pass it as key=value:\n{inherited}"
+
+
+def _origins(route: dict[str, Any]) -> list[str]:
+    responses = route["responses"]
+    return [responses] if isinstance(responses, str) else responses
 
 
 def _labels_by(route: dict[str, object]) -> object:

@@ -15,9 +15,11 @@ def pair_diagnostics(a: Responses, b: Responses, p_a: Tensor, *, beta: float = 1
 
     p_a [B] in [0, 1]: the label. The chosen side is a where p_a > 1/2, b where p_a < 1/2; a tie chooses half of
     each, so that the order within a pair never shows. reward = beta (log pi - log pi_ref), nats times beta; a loss
-    without a beta passes 1. rewards/accuracies is 1 where the chosen reward is strictly larger, 1/2 on a tie.
+    without a beta passes 1, one without a reference (ref_logps nan) has beta log pi for a reward.
+    rewards/accuracies is 1 where the chosen reward is strictly larger, 1/2 on a tie.
     """
-    reward_a, reward_b = (beta * log_ratio(side).detach() for side in (a, b))
+    reward_a, reward_b = (beta * torch.where(side.ref_logps.isnan(), side.logps, log_ratio(side)).detach()
+                          for side in (a, b))  # fmt: skip
     logps_a, logps_b = a.logps.detach(), b.logps.detach()
     chosen_a = 0.5 * (1.0 + torch.sign(p_a.detach() - 0.5))
     margins = (2.0 * chosen_a - 1.0) * (reward_a - reward_b)

@@ -23,7 +23,8 @@ from sail.core.run_settings import PhaseSettings, RunSettings
 from sail.generation import ENGINES
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
+FAMILIES = sorted((ROOT / "docs" / "methods").glob("*.md"))
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *FAMILIES])
 
 _FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _INDENTED = re.compile(r"(?:^    .*\n?)+", re.MULTILINE)
@@ -180,6 +181,17 @@ def _leads(annotation: Any, parts: list[str]) -> bool:
     if typing.get_origin(annotation) is dict:
         return len(parts) == 1 or _leads(arguments[1], parts[1:]) or arguments[1] is Any
     return any(_leads(argument, parts) for argument in arguments)
+
+
+def named(text: str, kind: str) -> list[str]:
+    """The losses or presets of a family's page: its line `- losses: ...` or `- presets: ...`."""
+    line = re.search(rf"^- {kind}: (.*)$", text, re.MULTILINE)
+    return _CODE.findall(line[1]) if line else []
+
+
+def formula_of(loss: str, losses_page: str) -> str:
+    """A loss's formula in the generated page of losses."""
+    return losses_page.split(f"### `{loss}`\n\n    ", 1)[1].split("\n", 1)[0]
 
 
 def mapped_files(text: str) -> list[str]:
