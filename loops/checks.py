@@ -161,6 +161,7 @@ def _facts(phase: PhaseSettings, route: RouteSettings, loss: LossSettings, setti
         min_p=generation.min_p,
         min_tokens=generation.min_tokens,
         stale=True,  # a round takes many optimizer steps on its samples
+        own_samples=phase.num_rounds < 2 or (phase.round.init_from == "previous" and phase.round.data == "new"),
         importance_mode=phase.importance_sampling.mode,
         importance_apply_to=phase.importance_sampling.apply_to,
         policy_is_reference=phase.round.reference in same_as_start,

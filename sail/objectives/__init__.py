@@ -12,6 +12,7 @@ from sail.objectives.loss_row import LossRow
 from sail.objectives.pairwise import cdpo, dpo, hinge, ipo, rdpo, slic, sppo_hard
 from sail.objectives.pairwise_variants import apo_down, apo_zero, bco_pair, discopop, dpo_pro, exo, nca
 from sail.objectives.pointwise import kto, nll, rwr, sft, sppo
+from sail.objectives.ppo import ppo, ppo_rollouts, ppo_value
 from sail.objectives.regression import dro_p, dro_v, dro_value, rloo
 from sail.objectives.responses import Responses
 from sail.objectives.statistics import StatisticRow, kto_z0, rwr_log_z
@@ -114,6 +115,11 @@ LOSSES: dict[str, LossRow] = {
     "rloo": LossRow(
         rloo, "group", _REFERENCE, "Ahmadian et al. 2024, arXiv 2402.14740, eq. 8", "exact", hard_only=_NO_RIVAL,
         target="score",
+    ),
+    "ppo": LossRow(
+        ppo, "response", (), "Schulman et al. 2017, arXiv 1707.06347, eq. 7; Ouyang et al. 2022, arXiv 2203.02155",
+        "exact", hard_only=_NO_RIVAL, target="score", critic=ppo_value, rollouts=ppo_rollouts,
+        elsewhere="summed over the tokens of a response; TRL averages over the tokens of a batch",
     ),
     "kl_policy_ref": LossRow(
         kl_policy_ref, "group", _REFERENCE, "HyPO, Song et al. 2024, arXiv 2406.01462", "reconstructed",

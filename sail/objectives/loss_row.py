@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from sail.objectives.responses import Responses, Tokens
+from sail.objectives.responses import Responses, Rollout, Tokens, Trajectory
 from sail.objectives.statistics import StatisticRow, accepted, keyword_defaults
 
 Unit = Literal["pair", "response", "group"]
@@ -48,6 +48,9 @@ class LossRow:
     """what it needs to know of the global batch"""
     critic: Callable[..., Tensor] | None = None
     """(responses, values [T], **params) -> [B]: the loss of the value network, which components.value must name"""
+    rollouts: Callable[..., list[Rollout]] | None = None
+    """(trajectories, **params) -> what a round estimates once, before its update, at the policy that drew the samples;
+    the loss and its critic find it in Responses.tokens.rollout"""
 
     @property
     def soft_labels(self) -> bool:
@@ -56,9 +59,12 @@ class LossRow:
 
     @property
     def params(self) -> dict[str, float]:
-        """Its parameters and their defaults: keyword-only arguments of the function and of its statistic."""
-        of_statistic = {} if self.statistic is None else keyword_defaults(self.statistic.function)
-        return keyword_defaults(self.function) | of_statistic
+        """Its parameters and their defaults: keyword-only arguments of the function and of what goes with it."""
+        statistic = None if self.statistic is None else self.statistic.function
+        known: dict[str, float] = {}
+        for function in (self.function, statistic, self.critic, self.rollouts):
+            known |= {} if function is None else keyword_defaults(function)
+        return known
 
     def loss(self, *responses: Responses | Tensor, **params: float) -> Tensor:
         """The function with those of the parameters that are its own."""
@@ -67,13 +73,16 @@ class LossRow:
     def check(self, **params: float) -> None:
         """UserError where a parameter lies out of its range; computes the loss of one response, or of two."""
         one = torch.ones(1, dtype=torch.float64)
-        tokens = Tokens(-one, torch.zeros(1, dtype=torch.int64))
+        tokens = Tokens(-one, torch.zeros(1, dtype=torch.int64), Rollout(-one, one, one, one))
         response = Responses(-one, -one, one, targets=one, group=tokens.row, tokens=tokens)
         given: list[Responses | Tensor] = [response] if self.unit == "pair" else []
         if self.statistic is not None:
             given.append(self.statistic.function(response, **accepted(self.statistic.function, params)).value)
         if self.critic is not None:
             given.append(one)
+            self.critic(response, *given, **accepted(self.critic, params))
+        if self.rollouts is not None:
+            self.rollouts([Trajectory(-one, -one, one, 1.0)], **accepted(self.rollouts, params))
         self.loss(response, *given, **params)
 
     def baseline_start(self, **params: float) -> float:

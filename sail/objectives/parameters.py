@@ -38,6 +38,13 @@ def at_most_one(**parameters: float) -> None:
             raise _refusal(name, value, "Use a number above 0 and at most 1")
 
 
+def share(**parameters: float) -> None:
+    """0 <= value <= 1."""
+    for name, value in parameters.items():
+        if not 0.0 <= value <= 1.0:
+            raise _refusal(name, value, "Use a number from 0 to 1")
+
+
 def one_of(name: str, value: float, allowed: tuple[float, ...]) -> None:
     """One of a few numbers, such as a sign."""
     if value not in allowed:

@@ -37,6 +37,8 @@ class RouteFacts:
     min_tokens: int = 0
     stale: bool = False
     """samples may be older than the policy that trains on them (more than one optimizer step per generation)"""
+    own_samples: bool = True
+    """all its samples are of this round, and the update starts from the policy that drew them"""
     importance_mode: Literal["sequence_mask", "truncate", "none"] = "sequence_mask"
     importance_apply_to: Literal["all", "score"] = "all"
     policy_is_reference: bool = False

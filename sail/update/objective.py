@@ -23,7 +23,7 @@ from sail.objectives.online import (
     labels_by_others,
     pair_value,
 )
-from sail.objectives.responses import Tokens
+from sail.objectives.responses import Rollout, Tokens
 from sail.objectives.statistics import accepted
 from sail.update.items import Item, Side
 
@@ -60,7 +60,10 @@ class RouteResult:
 
 def route_losses(objective: RouteObjective, items: Sequence[Item], tokens: Tokens, facts: StepFacts) -> RouteResult:
     """Losses of B items from the log-probs of their tokens, item by item and side by side (a leaf with gradient)."""
-    responses = responses_of([side for item in items for side in item.sides], tokens, _groups(items, tokens))
+    sides = [side for item in items for side in item.sides]
+    if objective.loss.rollouts is not None:
+        tokens = tokens._replace(rollout=_rollout(sides, tokens))
+    responses = responses_of(sides, tokens, _groups(items, tokens))
     if objective.loss.unit == "pair":
         return _pair_losses(objective, items, responses, facts.baseline)
     return _response_losses(objective, items, responses, facts)
@@ -79,6 +82,14 @@ def responses_of(sides: Sequence[Side], tokens: Tokens, group: Tensor | None = N
     )
 
 
+def _rollout(sides: Sequence[Side], tokens: Tokens) -> Rollout:
+    """A round's estimates of the sides' tokens, in the tokens' order."""
+    known = [side.rollout for side in sides if side.rollout is not None]
+    assert len(known) == len(sides), "a round's estimates cover all its rows"
+    names = ("old_logps", "values", "advantages", "returns")
+    return Rollout(*(tokens.logps.new_tensor([x for each in known for x in getattr(each, name)]) for name in names))
+
+
 def _groups(items: Sequence[Item], tokens: Tokens) -> Tensor:
     sizes = torch.tensor([len(item.sides) for item in items], device=tokens.row.device)
     return torch.repeat_interleave(torch.arange(len(items), device=tokens.row.device), sizes)
@@ -92,7 +103,8 @@ def _response_losses(
     given = [value for value in (facts.statistic, facts.values) if value is not None]
     ratios, sums = _importance(objective, items, responses.logps)
     values = plain_weights(ratios, "all") * loss.loss(responses, *given, **params)
-    sums |= {name: float(value.sum()) for name, value in response_diagnostics(responses).items()}
+    logged = response_diagnostics(responses, **accepted(response_diagnostics, params))
+    sums |= {name: float(value.sum()) for name, value in logged.items()}
     critic = None
     if loss.critic is not None:
         critic = loss.critic(responses, *given, **accepted(loss.critic, params))

@@ -18,7 +18,6 @@ from sail.core.run_settings import (
     ImportanceSettings,
     LoraSettings,
     UpdateSettings,
-    ValueSettings,
 )
 from sail.core.seeds import derive_seed
 from sail.core.store import Builder, Recipe, Workspace
@@ -26,7 +25,7 @@ from sail.objectives import find_loss
 from sail.objectives.baseline import RunningMean
 from sail.policy.loading import Checkpoint, add_adapter, is_adapter, load_policy, load_tokenizer, save_policy
 from sail.policy.tags import tag_for, tagged_template
-from sail.policy.value import ValueModel, load_value_model, new_value_model
+from sail.policy.value import VALUE_FOLDER, ValueModel, value_model_of
 from sail.update.batches import batch_indices, exact_shares, steps_for_epochs
 from sail.update.items import Item, RouteInput, load_items
 from sail.update.objective import RouteObjective
@@ -35,7 +34,7 @@ from sail.update.step import Batch, Learner, row_weights, train_step, updated_ba
 from sail.update.trainer_state import Position, Trained, load_last_step, load_optimizers, save_optimizers, save_step
 
 VERSION = 3
-_TRAINER, _VALUE = "trainer", "components/value"
+_TRAINER = "trainer"
 
 
 @dataclass(frozen=True)
@@ -83,7 +82,7 @@ def _recipe(inputs: UpdateInputs) -> Recipe:
         for index, source in enumerate(route.sources):
             parts = {
                 "responses": source.responses, "rows": source.rows, "reference": source.reference_logps,
-                "behavior": source.behavior_logps, "mismatched": source.mismatched_logps,
+                "behavior": source.behavior_logps, "mismatched": source.mismatched_logps, "rollouts": source.rollouts,
             }  # fmt: skip
             sources |= {f"{route.name}/{index}/{part}": art for part, art in parts.items() if art is not None}
     if inputs.carry_from is not None:
@@ -144,8 +143,8 @@ def _save(
     save_policy(trained["policy"][0], tokenizer, workspace.path)  # type: ignore[arg-type]
     if "value" in trained:
         value: ValueModel = trained["value"][0]  # type: ignore[assignment]
-        (workspace.path / _VALUE).mkdir(parents=True, exist_ok=True)
-        value.save(workspace.path / _VALUE)
+        (workspace.path / VALUE_FOLDER).mkdir(parents=True, exist_ok=True)
+        value.save(workspace.path / VALUE_FOLDER)
     if inputs.keep_optimizer:
         carried = Position(schedule_step=position.schedule_step, baselines=position.baselines)
         save_optimizers(workspace.path / _TRAINER, trained, carried)
@@ -161,17 +160,10 @@ def _learners(inputs: UpdateInputs) -> dict[str, Learner]:
     settings, policy = inputs.settings, _trainable_policy(inputs)
     learners = {"policy": Learner(policy, make_optimizer(policy, settings), settings.max_grad_norm)}
     if inputs.components.value is not None:
-        value = _value_model(inputs.start, inputs.components.value)
+        value = value_model_of(inputs.start, inputs.components.value.per).train()
         own = settings.replace(learning_rate=inputs.components.value.learning_rate, optimizer="adamw")
         learners["value"] = Learner(value, make_optimizer(value, own), inputs.components.value.max_grad_norm)
     return learners
-
-
-def _value_model(start: Checkpoint, settings: ValueSettings) -> ValueModel:
-    """The value network of the round before, or a new one from the policy's weights."""
-    saved = start.path / _VALUE
-    model = load_value_model(saved) if saved.exists() else new_value_model(start, settings.per)
-    return model.train()
 
 
 def _prepared(accelerator: Accelerator, learner: Learner) -> Learner:

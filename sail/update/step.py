@@ -152,7 +152,7 @@ def _metrics(totals: StepSums, grad_norms: Mapping[str, float]) -> dict[str, flo
     if "value" in grad_norms:
         metrics |= {"value/grad_norm": grad_norms["value"], "value/loss": sums["value_error"] / totals.responses}
     if totals.responses:
-        logged = [name for name in sums if name in ("logps/responses", "objective/log_ratio")]
+        logged = [name for name in sums if name.startswith(("logps/responses", "objective/log_ratio", "policy/"))]
         metrics |= {name: sums[name] / totals.responses for name in logged}
     if totals.pairs:
         names = [name for name in sums if name.startswith(("rewards/", "logps/")) and name != "logps/responses"]
