@@ -1,6 +1,7 @@
 """The settings of a run: one section per stage, defaults are vetted settings (their source beside them)."""
 
 import re
+from statistics import NormalDist
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
@@ -261,21 +262,31 @@ class ValueSettings(Settings):
 class PromptTagSettings(Settings):
     """Conditional alignment (arXiv 2308.12050): a response's score, written at the end of its prompt."""
 
-    format: str = meaning("<rm_score>: {value:.2f} ", "Python format of the tag; {value} is the normalised score")
+    format: str = meaning(
+        "<rm_score>: {value:.2f} ", "Python format: {value} is the normalised score, {level} its word"
+    )
+    levels: tuple[str, ...] = meaning(
+        (), "words from worst to best, for equal shares of a normal distribution of scores"
+    )
     target: float | str = meaning("p90", "what the policy is asked for: a number, or p50, p90, p99, max of the data's")
     dropout: float = meaning(0.0, "share of rows trained without their tag", ge=0, lt=1)
     evaluate_at: tuple[float | str, ...] = meaning((), "further targets that are evaluated")
 
-    @field_validator("format")
-    @classmethod
-    def _names_the_value(cls, text: str) -> str:
+    def text(self, value: float) -> str:
+        """The tag of a normalised score."""
+        position = int(NormalDist().cdf(value) * len(self.levels))
+        level = self.levels[min(position, len(self.levels) - 1)] if self.levels else ""
+        return self.format.format(value=value, level=level)
+
+    @model_validator(mode="after")
+    def _tells_scores_apart(self) -> "PromptTagSettings":
         try:
-            different = text.format(value=0.0) != text.format(value=1.0)
+            different = self.text(-9.0) != self.text(9.0)
         except (KeyError, IndexError, ValueError):
             different = False
         if not different:
-            raise ValueError("a tag's format must contain {value}, such as {value:.2f}, and nothing else in braces")
-        return text
+            raise ValueError("a tag's format needs {value}, such as {value:.2f}, or {level} with two levels or more")
+        return self
 
     @field_validator("target", "evaluate_at")
     @classmethod

@@ -47,4 +47,5 @@ def tag_prompts(
     inputs |= {f"rows/{position}": artifact for position, artifact in enumerate(rows)}
     if chat_template is not None:
         inputs["chat_template"] = chat_template
-    return builder.build(Recipe("prompts", VERSION, {"format": settings.format, "target": target}, inputs), run)
+    recipe = settings.replace(target=target, evaluate_at=()).recipe()
+    return builder.build(Recipe("prompts", VERSION, recipe, inputs), run)

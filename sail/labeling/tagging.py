@@ -25,7 +25,7 @@ class Tagging:
     chat_template: Leaf | None = None
 
     def recipe(self) -> dict[str, Any]:
-        return {"format": self.settings.format, "dropout": self.settings.dropout}
+        return self.settings.replace(target=0.0, evaluate_at=()).recipe()  # what is asked for later changes no row
 
     def inputs(self) -> dict[str, Keyed]:
         template = {} if self.chat_template is None else {"chat_template": self.chat_template}
@@ -40,7 +40,7 @@ def with_tags(rows: Sequence[ResponseRow], tagging: Tagging, seed: int) -> list[
 def _tag(row: ResponseRow, settings: PromptTagSettings, seed: int) -> str:
     assert row.target is not None, "tags need scores; refused before the run"
     dropped = uniform(seed, "tag_dropout", row.row_id) < settings.dropout
-    return "" if dropped else settings.format.format(value=row.target)
+    return "" if dropped else settings.text(row.target)
 
 
 def tagged_groups(

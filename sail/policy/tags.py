@@ -16,7 +16,7 @@ def tag_for(settings: PromptTagSettings, target: float | str, scores: Sequence[f
         value = float(np.percentile(scores, float(target.removeprefix("p"))))
     else:
         value = target
-    return settings.format.format(value=value)
+    return settings.text(value)
 
 
 def tagged_template(template: str, tag: str) -> str:
