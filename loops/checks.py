@@ -149,6 +149,7 @@ def _facts(phase: PhaseSettings, route: RouteSettings, loss: LossSettings, setti
         labels_as=rating_kind(phase, route) or (route.labels.as_ or ""),
         filtered=route.filter is not None,
         has_value=phase.components.value is not None,
+        has_sae=phase.components.sae is not None,
         has_prompt_tag=phase.components.prompt_tag is not None,
         mode=mode,
         when=route.labels.when,

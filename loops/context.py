@@ -17,6 +17,7 @@ from sail.generation.sources import source_leaf
 from sail.labeling import LABELERS
 from sail.labeling.labeler_row import Labeler
 from sail.labeling.reward_fit import fit_reward_model
+from sail.policy.features import SaeSource
 from sail.policy.loading import Checkpoint, resolve_model
 
 
@@ -56,6 +57,13 @@ class Context:
             self.builder, self.data(training), self.data(held_out),
             num_held_out=phase.evaluation.num_prompts, seed=self.seed("prompts"),
         )  # fmt: skip
+
+    def sae(self, phase: PhaseSettings) -> SaeSource | None:
+        """The user's sparse autoencoder, by content."""
+        settings = phase.components.sae
+        if settings is None:
+            return None
+        return SaeSource(leaf(Path(settings.path), "components.sae.path"), settings.layer, settings.k)
 
     def labeler(self, name: str) -> Labeler:
         """The labeler `name`; one that is to be fitted here is fitted first."""

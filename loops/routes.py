@@ -18,6 +18,7 @@ from sail.labeling.rows import RowOptions, response_rows
 from sail.labeling.scores import score_responses
 from sail.labeling.tagging import Tagging
 from sail.objectives import find_loss
+from sail.policy.features import score_features
 from sail.policy.loading import Checkpoint
 from sail.policy.scoring import score_logps
 from sail.update.items import RouteInput, RowSource
@@ -103,10 +104,19 @@ class Routes:
             responses=responses,
             rows=rows,
             reference_logps=None if reference is None else self.logps(responses, reference),
+            reference_features=self._features(responses, turn) if "features" in loss.needs else None,
             behavior_logps=self.logps(responses, self.policies[drawn_in]) if needs_behavior else None,
             rollouts=self._rollouts(route, responses, rows, drawn_in, turn) if loss.rollouts else None,
             mismatched_logps=self.logps(rows, self.reference(turn), "mismatched") if mismatch else None,
         )
+
+    def _features(self, responses: Artifact, turn: int) -> Artifact:
+        sae, update = self.context.sae(self.phase), self.phase.update
+        assert sae is not None, "checked before the run"
+        return score_features(
+            self.builder, responses, self.reference(turn), sae,
+            bf16=update.bf16, max_tokens=update.max_tokens_per_microbatch,
+        )  # fmt: skip
 
     def _rollouts(
         self, route: RouteSettings, responses: Artifact, rows: Artifact, drawn_in: int, turn: int

@@ -165,6 +165,15 @@ class RolloutTokens:
 
 
 @dataclass(frozen=True, slots=True)
+class ResponseFeatures:
+    """Features of one response under one checkpoint that are not 0, averaged over its tokens."""
+
+    response_id: str
+    indices: tuple[int, ...]
+    values: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class PreferencePair:
     """Two responses of one prompt and who is said to be better.
 

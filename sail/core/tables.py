@@ -51,6 +51,9 @@ SCHEMAS: dict[type, pa.Schema] = {
         ("response_id", pa.string()), ("old_logps", _NUMBERS), ("ref_logps", _NUMBERS), ("values", _NUMBERS),
         ("advantages", _NUMBERS), ("returns", _NUMBERS),
     ]),
+    records.ResponseFeatures: pa.schema([
+        ("response_id", pa.string()), ("indices", _IDS), ("values", _NUMBERS),
+    ]),
     records.PreferencePair: pa.schema([
         ("pair_id", pa.string()), ("prompt_id", pa.string()), ("a_id", pa.string()), ("b_id", pa.string()),
         ("round_index", pa.int32()), ("source", pa.string()), ("mode", pa.string()), ("labeler", pa.string()),

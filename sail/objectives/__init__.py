@@ -8,6 +8,7 @@ they are its settings under `loss:` with their defaults.
 from sail.core.errors import UserError
 from sail.objectives import links
 from sail.objectives.averaged import dpo_norm, ipo_mean, orpo, simpo
+from sail.objectives.features import fpo
 from sail.objectives.loss_row import LossRow
 from sail.objectives.pairwise import cdpo, dpo, hinge, ipo, rdpo, slic, sppo_hard
 from sail.objectives.pairwise_variants import apo_down, apo_zero, bco_pair, discopop, dpo_pro, exo, nca
@@ -57,6 +58,11 @@ LOSSES: dict[str, LossRow] = {
     "dpo_norm": LossRow(
         dpo_norm, "pair", _BOTH, "Lambert et al. 2024 (Tulu 3), arXiv 2411.15124; TRL's sigmoid_norm", "heuristic",
         links.dpo_norm_link, elsewhere="not simpo, which has a margin and no reference",
+    ),
+    "fpo": LossRow(
+        fpo, "pair", (*_BOTH, "features"), "Yin et al. 2024, arXiv 2411.07618, eq. 11", "heuristic",
+        elsewhere="the authors' code takes the policy's largest features alone, reads the last hidden state whatever "
+        "the autoencoder's layer, and averages over the padded width",
     ),
     "sppo_hard": LossRow(
         sppo_hard, "pair", _REFERENCE, "Wu et al. 2024, arXiv 2405.00675, eq. 4.7 with win rates 1 and 0", "heuristic",

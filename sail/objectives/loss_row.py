@@ -29,7 +29,8 @@ class LossRow:
     unit: Unit
     """pair; response: one of them per row; group: all responses of a prompt in one row, whose loss is their mean"""
     needs: tuple[str, ...]
-    """fields of Responses it reads besides logps: "reference" (ref_logps), "num_tokens"."""
+    """fields of Responses it reads besides logps: "reference" (ref_logps), "num_tokens", "features" (feature_distances,
+    which components.sae must make possible)."""
     source: str
     """author year, arXiv, equation"""
     status: Status
@@ -74,7 +75,7 @@ class LossRow:
         """UserError where a parameter lies out of its range; computes the loss of one response, or of two."""
         one = torch.ones(1, dtype=torch.float64)
         tokens = Tokens(-one, torch.zeros(1, dtype=torch.int64), Rollout(-one, one, one, one))
-        response = Responses(-one, -one, one, targets=one, group=tokens.row, tokens=tokens)
+        response = Responses(-one, -one, one, targets=one, group=tokens.row, tokens=tokens, feature_distances=one)
         given: list[Responses | Tensor] = [response] if self.unit == "pair" else []
         if self.statistic is not None:
             given.append(self.statistic.function(response, **accepted(self.statistic.function, params)).value)
@@ -93,5 +94,5 @@ class LossRow:
         Only losses of pairs have a score term, and so a baseline.
         """
         one = torch.ones(1, dtype=torch.float64)
-        response = Responses(logps=-one, ref_logps=-one, num_tokens=one)
+        response = Responses(logps=-one, ref_logps=-one, num_tokens=one, feature_distances=0.0 * one)
         return float(self.function(response, response, **params))

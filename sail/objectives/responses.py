@@ -64,6 +64,8 @@ class Responses(NamedTuple):
     """[B] int64: the prompt of each response, counted from 0; for losses whose unit is a group."""
     tokens: Tokens | None = None
     """the same log-probs token by token; for losses with per-token terms."""
+    feature_distances: Tensor | None = None
+    """[B] float64, >= 0: M, how far features moved from the reference's; for losses of features. Carries a gradient."""
 
 
 def log_ratio(responses: Responses) -> Tensor:

@@ -21,6 +21,8 @@ class RouteFacts:
     """a filter keeps some of the responses"""
     has_value: bool = False
     """components.value: a value network"""
+    has_sae: bool = False
+    """components.sae: a sparse autoencoder"""
     has_prompt_tag: bool = False
     """components.prompt_tag: conditional alignment"""
     mode: Literal["hard", "sampled", "soft"] = "hard"

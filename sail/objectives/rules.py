@@ -85,6 +85,14 @@ _TARGET_CURES = {
 }
 
 
+def _features_can_be_read(facts: RouteFacts) -> Iterator[Finding]:
+    if "features" in find_loss(facts.loss).needs and not facts.has_sae:
+        yield refused(
+            f"{facts.loss} needs a sparse autoencoder of this very model",
+            "Set components.sae: {path: ..., layer: ...}",
+        )
+
+
 def _estimates_are_the_policys_own(facts: RouteFacts) -> Iterator[Finding]:
     """Losses that learn from a round's estimates: their ratios and advantages are those of samples of the policy."""
     if find_loss(facts.loss).rollouts is None:
@@ -207,6 +215,7 @@ def _truncations(facts: RouteFacts) -> list[str]:
 RULES: tuple[Rule, ...] = (
     _loss_and_labels_fit,
     _single_responses_have_what_they_need,
+    _features_can_be_read,
     _estimates_are_the_policys_own,
     _coefficient_means_something,
     _score_term_is_exact,

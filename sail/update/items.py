@@ -7,6 +7,7 @@ from sail.core.artifacts import Artifact
 from sail.core.records import (
     PreferencePair,
     Prompt,
+    ResponseFeatures,
     ResponseRow,
     RolloutTokens,
     Sample,
@@ -15,8 +16,10 @@ from sail.core.records import (
 )
 from sail.core.run_settings import LossSettings, RouteSettings
 from sail.objectives import find_loss
+from sail.policy.features import read_features
 from sail.policy.rows import Row, split_by_tokens
 from sail.policy.scoring import read_logps
+from sail.update.rollouts import read_rollouts
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +31,7 @@ class RowSource:
     reference_logps: Artifact | None = None
     behavior_logps: Artifact | None = None  # under the policy that drew the samples
     mismatched_logps: Artifact | None = None  # reference log-probs of the rows' table "mismatched" (KTO)
+    reference_features: Artifact | None = None  # FPO
     rollouts: Artifact | None = None  # per token, estimated before the update (PPO)
 
 
@@ -52,6 +56,7 @@ class Side:
     from_policy: bool
     target: float = float("nan")  # what a label says of this response; nan without labels
     rollout: RolloutTokens | None = None
+    ref_features: ResponseFeatures | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,8 +125,8 @@ class _Sides:
         self.index = index_responses(source.responses.read(SampleGroup, "groups"))
         self.reference = _logps(source.reference_logps)
         self.behavior = _logps(source.behavior_logps)
-        estimates = [] if source.rollouts is None else source.rollouts.read(RolloutTokens, "rollouts")
-        self.rollouts = {each.response_id: each for each in estimates}
+        self.rollouts = {} if source.rollouts is None else read_rollouts(source.rollouts)
+        self.ref_features = {} if source.reference_features is None else read_features(source.reference_features)
         self.temperature = temperature
 
     def __getitem__(self, response_id: str) -> Side:
@@ -133,6 +138,7 @@ class _Sides:
             behavior_logp=self._behavior_logp(prompt, sample),
             from_policy=sample.origin == "policy",
             rollout=rollout,
+            ref_features=self.ref_features.get(response_id),
         )
 
     def of(self, row: ResponseRow) -> Side:

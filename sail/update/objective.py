@@ -25,6 +25,7 @@ from sail.objectives.online import (
 )
 from sail.objectives.responses import Rollout, Tokens
 from sail.objectives.statistics import accepted
+from sail.policy.features import SparseAutoencoder
 from sail.update.items import Item, Side
 
 
@@ -37,6 +38,7 @@ class RouteObjective:
     settings: RouteSettings
     importance: ImportanceSettings
     sampling_temperature: float = 1.0
+    sae: SparseAutoencoder | None = None  # where the loss looks at features
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,7 @@ class StepFacts:
     baseline: float = 0.0  # b of the label table
     statistic: Tensor | None = None  # 0-d, of the global batch
     values: Tensor | None = None  # [T], the value network's, with its gradient
+    distances: Tensor | None = None  # [R], of features to the reference's (a leaf with gradient)
 
 
 @dataclass(frozen=True)
@@ -63,7 +66,7 @@ def route_losses(objective: RouteObjective, items: Sequence[Item], tokens: Token
     sides = [side for item in items for side in item.sides]
     if objective.loss.rollouts is not None:
         tokens = tokens._replace(rollout=_rollout(sides, tokens))
-    responses = responses_of(sides, tokens, _groups(items, tokens))
+    responses = responses_of(sides, tokens, _groups(items, tokens))._replace(feature_distances=facts.distances)
     if objective.loss.unit == "pair":
         return _pair_losses(objective, items, responses, facts.baseline)
     return _response_losses(objective, items, responses, facts)
@@ -147,7 +150,11 @@ def _pair_losses(
 
 def side(responses: Responses, index: int) -> Responses:
     """All A sides (0) or all B sides (1) of pairs that stand one after another."""
-    return Responses(responses.logps[index::2], responses.ref_logps[index::2], responses.num_tokens[index::2])
+    distances = responses.feature_distances
+    return Responses(
+        responses.logps[index::2], responses.ref_logps[index::2], responses.num_tokens[index::2],
+        feature_distances=None if distances is None else distances[index::2],
+    )  # fmt: skip
 
 
 def _online_terms(

@@ -100,3 +100,8 @@ def _per_token(
 
 def _floats(values: Tensor) -> tuple[float, ...]:
     return tuple(values.tolist())
+
+
+def read_rollouts(artifact: Artifact) -> dict[str, RolloutTokens]:
+    """response_id -> what is estimated of its tokens."""
+    return {record.response_id: record for record in artifact.read(RolloutTokens, "rollouts")}

@@ -23,6 +23,7 @@ from sail.core.seeds import derive_seed
 from sail.core.store import Builder, Recipe, Workspace
 from sail.objectives import find_loss
 from sail.objectives.baseline import RunningMean
+from sail.policy.features import SaeSource, load_sae
 from sail.policy.loading import Checkpoint, add_adapter, is_adapter, load_policy, load_tokenizer, save_policy
 from sail.policy.tags import tag_for, tagged_template
 from sail.policy.value import VALUE_FOLDER, ValueModel, value_model_of
@@ -52,6 +53,7 @@ class UpdateInputs:
     keep_optimizer: bool = False  # a later round will carry it
     chat_template: Leaf | None = None
     components: ComponentSettings = field(default_factory=ComponentSettings)
+    sae: SaeSource | None = None  # what components.sae names
     tokenizer: Checkpoint | None = None  # whose tokenizer is saved; default: start's
 
 
@@ -82,7 +84,8 @@ def _recipe(inputs: UpdateInputs) -> Recipe:
         for index, source in enumerate(route.sources):
             parts = {
                 "responses": source.responses, "rows": source.rows, "reference": source.reference_logps,
-                "behavior": source.behavior_logps, "mismatched": source.mismatched_logps, "rollouts": source.rollouts,
+                "behavior": source.behavior_logps, "mismatched": source.mismatched_logps,
+                "features": source.reference_features, "rollouts": source.rollouts,
             }  # fmt: skip
             sources |= {f"{route.name}/{index}/{part}": art for part, art in parts.items() if art is not None}
     if inputs.carry_from is not None:
@@ -91,10 +94,15 @@ def _recipe(inputs: UpdateInputs) -> Recipe:
         sources["chat_template"] = inputs.chat_template
     if inputs.tokenizer is not None:
         sources["tokenizer"] = inputs.tokenizer
+    components = inputs.components.recipe()
+    del components["sae"]  # enters by content
+    if inputs.sae is not None:
+        sources["sae"] = inputs.sae.file
+        components["sae"] = {"layer": inputs.sae.layer, "k": inputs.sae.k}
     settings = {
         "update": inputs.settings.recipe(), "importance": inputs.importance.recipe(), "routes": routes,
         "seed": inputs.seed, "round": inputs.round_index, "keep_optimizer": inputs.keep_optimizer,
-        "lora": None if inputs.lora is None else inputs.lora.recipe(), "components": inputs.components.recipe(),
+        "lora": None if inputs.lora is None else inputs.lora.recipe(), "components": components,
     }  # fmt: skip
     return Recipe("checkpoint", VERSION, settings, sources)
 
@@ -109,7 +117,7 @@ def _train(workspace: Workspace, inputs: UpdateInputs, items: Mapping[str, Seque
     shares = exact_shares({route.name: route.settings.share for route in routes})
     sizes = {name: len(route_items) for name, route_items in items.items()}
     steps = settings.steps or steps_for_epochs(settings.epochs, sizes, shares, settings.train_batch_size)
-    objectives = {route.name: _objective(route, inputs.importance) for route in routes}
+    objectives = {route.name: _objective(route, inputs) for route in routes}
     position = _resume(workspace, inputs, trained, objectives)
     weights = row_weights(shares, {route.name: route.settings.weight for route in routes}, settings.train_batch_size)
     for step in range(position.step, steps):
@@ -189,10 +197,11 @@ def _trainable_policy(inputs: UpdateInputs) -> Any:
     return model.train()
 
 
-def _objective(route: RouteInput, importance: ImportanceSettings) -> RouteObjective:
+def _objective(route: RouteInput, inputs: UpdateInputs) -> RouteObjective:
     row = find_loss(route.loss.type)
     params = {**row.params, **route.loss.params}
-    return RouteObjective(row, params, route.settings, importance, route.sampling_temperature)
+    sae = load_sae(inputs.sae) if inputs.sae is not None and "features" in row.needs else None
+    return RouteObjective(row, params, route.settings, inputs.importance, route.sampling_temperature, sae)
 
 
 def _resume(

@@ -13,7 +13,7 @@ from sail.core.errors import UserError
 from sail.core.run_settings import UpdateSettings
 from sail.objectives.baseline import RunningMean
 from sail.objectives.responses import Tokens
-from sail.policy.logprobs import token_logps
+from sail.update.features import policy_outputs
 from sail.update.items import Item, microbatches
 from sail.update.objective import RouteObjective, StepFacts, route_losses
 from sail.update.statistics import batch_statistics
@@ -115,16 +115,18 @@ def _accumulate(
     totals: StepSums,
 ) -> None:
     """One forward and one backward pass of a microbatch, through the policy and the value network of the route."""
-    rows = [side.row for item in items for side in item.sides]
     with accelerator.autocast():
-        scored = token_logps(learners["policy"].model, rows)
+        scored, distances = policy_outputs(learners["policy"].model, items, objective.sae)
         if objective.loss.critic is not None:
-            facts = replace(facts, values=learners["value"].model(rows))
-    leaf = scored.logps.detach().double().requires_grad_()
-    result = route_losses(objective, items, Tokens(leaf, scored.row_index), facts)
+            facts = replace(facts, values=learners["value"].model([side.row for item in items for side in item.sides]))
+    outputs = [scored.logps] if distances is None else [scored.logps, distances]
+    leaves = [output.detach().double().requires_grad_() for output in outputs]
+    facts = replace(facts, distances=None if distances is None else leaves[1])
+    result = route_losses(objective, items, Tokens(leaves[0], scored.row_index), facts)
     loss = batch.row_weights[name] * result.losses.sum()
-    (coefficients,) = torch.autograd.grad(loss, leaf)
-    accelerator.backward((coefficients.to(scored.logps.dtype) * scored.logps).sum())
+    coefficients = torch.autograd.grad(loss, leaves)
+    pulls = [(c.to(output.dtype) * output).sum() for c, output in zip(coefficients, outputs, strict=True)]
+    accelerator.backward(torch.stack(pulls).sum())
     if result.critic_losses is not None:
         accelerator.backward(result.critic_losses.sum() / len(batch.items[name]))
     totals.add({**result.sums, "loss": float(loss.detach())}, items, objective.loss.unit)
