@@ -23,7 +23,8 @@ from sail.generation.stage import generate
 from sail.generation.tagging import tag_prompts
 from sail.labeling.scores import score_responses
 from sail.policy.loading import Checkpoint
-from sail.update.stage import UpdateInputs, update
+from sail.update.inputs import UpdateInputs
+from sail.update.stage import update
 
 START = -1  # the round of the starting policy's evaluation
 

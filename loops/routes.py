@@ -82,7 +82,8 @@ class Routes:
             prompts=self.prompts(turn), table="train", settings=phase.generation,
             policy=self.policies[turn] if source == POLICY else self.reference(turn), origin=source,
             engine_settings=context.engine_settings(phase.generation.engine), num_samples=route.num_generations,
-            per_round=phase.prompts.per_round, round_index=self.first_round + turn, seed=context.seed("samples"),
+            per_round=phase.prompts.per_round, round_index=self.first_round + turn,
+            seed=context.seed("samples", *([] if source == POLICY else [source])),
             chat_template=context.template,
         )  # fmt: skip
 

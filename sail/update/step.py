@@ -15,17 +15,9 @@ from sail.objectives.baseline import RunningMean
 from sail.objectives.responses import Tokens
 from sail.update.features import policy_outputs
 from sail.update.items import Item, microbatches
+from sail.update.learners import Learner
 from sail.update.objective import RouteObjective, StepFacts, route_losses
 from sail.update.statistics import batch_statistics
-
-
-@dataclass(frozen=True)
-class Learner:
-    """A network with its optimizer: the policy, or the value network beside it."""
-
-    model: torch.nn.Module
-    optimizer: torch.optim.Optimizer
-    max_grad_norm: float  # 0: no clipping
 
 
 @dataclass(frozen=True)

@@ -50,7 +50,7 @@ REFUSED: dict[str, Mistake] = {
     ),
     "unknown labeler": Mistake(
         {"routes": {"online": {"labels": "rn"}}}, f"{_ONLINE}.labels", "unknown name 'rn'",
-        "Known: gold, heldout, none, policy, prefs, prompts, rm",
+        "Known: gold, heldout, none, order, policy, prefs, prompts, rm",
     ),
     "labeler that does not exist": Mistake(
         {"labelers": {"gold": {"path": "sail.testbed.gold:humpp"}}}, "labelers.gold.path", "'humpp'", "correct the name"
@@ -268,7 +268,8 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_its_step_checkpoints(
     assert_one_clear_line(done, "update", "not finite", "Lower update.learning_rate")
     assert "checkpoint" not in {artifact.stage for artifact in committed(store_of(out)).values()}
     (step,) = store_of(out).glob("checkpoint-*.partial/scratch/step-*")
-    assert {path.name for path in step.iterdir()} == {"weights.safetensors", "optimizer.pt", "position.json"}
+    assert {path.name for path in step.iterdir()} == {"policy", "position.json"}
+    assert {path.name for path in (step / "policy").iterdir()} == {"weights.safetensors", "optimizer.pt"}
 
     kept = digests(store_of(out))
     again = sail.run("run", config, "--out", out, cwd=tmp_path)

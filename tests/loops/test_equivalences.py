@@ -22,8 +22,9 @@ from sail.core.store import Store
 from sail.policy.loading import resolve_model
 from sail.policy.rows import Row
 from sail.update.batches import batch_indices, exact_shares
+from sail.update.inputs import UpdateInputs
 from sail.update.items import Item, RouteInput, RowSource, Side, load_items
-from sail.update.stage import UpdateInputs, update
+from sail.update.stage import update
 from tests.loops.running import (
     NO_EVALUATION,
     Zygote,

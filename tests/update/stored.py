@@ -13,8 +13,8 @@ from sail.labeling.labelers.dataset import DatasetEvidence
 from sail.labeling.labelers.policy import PolicyEvidence
 from sail.labeling.pairs import PairingOptions, pair_responses
 from sail.policy.scoring import score_logps
+from sail.update.inputs import UpdateInputs
 from sail.update.items import RouteInput, RowSource
-from sail.update.stage import UpdateInputs
 from tests.serving_fixtures import make_tiny_policy
 
 TEMPLATE = "{% for m in messages %}{{ m.content }}{% endfor %}"

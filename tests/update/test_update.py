@@ -15,9 +15,10 @@ from sail.core.store import Store
 from sail.policy.loading import load_policy
 from sail.policy.scoring import read_logps, score_logps
 from sail.update.batches import batch_indices, exact_shares
+from sail.update.inputs import UpdateInputs
 from sail.update.items import load_items
 from sail.update.optimizer import learning_rate
-from sail.update.stage import UpdateInputs, update
+from sail.update.stage import update
 from tests.update.stored import World
 
 DPO = LossSettings(type="dpo", params={"beta": 0.5})
