@@ -10,6 +10,7 @@ from sail.labeling.ratings import Kind
 from sail.objectives import find_loss
 from sail.objectives.route_facts import RouteFacts
 from sail.objectives.rules import check_route
+from sail.policy.loading import Checkpoint, is_encoder_decoder
 from sail.update.batches import exact_shares
 
 POLICY, REFERENCE, NOBODY, DATA_ORDER = "policy", "reference", "none", "order"
@@ -24,7 +25,11 @@ def check_run(settings: RunSettings, engines: Iterable[str]) -> list[str]:
         _one_of(phase.generation.engine, list(engines), f"{phase.name}: generation.engine")
         _check_sources(phase, settings)
         _check_schedule(phase)
-        exact_shares({name: route.share for name, route in phase.routes.items()})
+        _check_linear_alignment(phase)
+        if phase.routes:
+            exact_shares({name: route.share for name, route in phase.routes.items()})
+        else:
+            _check_only_evaluates(phase)
         for name, route in phase.routes.items():
             warnings += _check_route(phase, name, route, settings)
     _check_fits(settings)
@@ -63,6 +68,23 @@ def samples_policy(phase: PhaseSettings) -> bool:
     return any(route.samples and route.share != 0 for route in phase.routes.values())
 
 
+def engine_of(phase: PhaseSettings) -> str:
+    """The engine that samples in this phase; what is sampled only for evaluation needs no server."""
+    return phase.generation.engine if phase.num_rounds > 0 else "transformers"
+
+
+def check_model(settings: RunSettings, model: Checkpoint) -> None:
+    """Raise UserError where the starting policy cannot do what the settings ask for."""
+    if not is_encoder_decoder(model):
+        return
+    for phase in settings.phases:
+        if engine_of(phase) == "vllm" and (samples_policy(phase) or phase.evaluation.num_prompts > 0):
+            raise UserError(
+                f"{settings.model_name_or_path!r} is an encoder-decoder, which vLLM does not serve",
+                where=f"{phase.name}: generation.engine", cure="Set generation.engine: transformers",
+            )  # fmt: skip
+
+
 def sources_of(phase: PhaseSettings) -> list[str]:
     """The data sources that rows and prompts of this phase come from."""
     prompts = [phase.prompts.source] if phase.prompts and samples_policy(phase) else []
@@ -77,6 +99,34 @@ def _check_schedule(phase: PhaseSettings) -> None:
         raise UserError(
             f"optimizer: carry and {update.lr_scheduler_type} without a horizon: the rate is 0 after the first round",
             where=f"{phase.name}: update.horizon", cure="Set it to the steps of all rounds, or take constant",
+        )  # fmt: skip
+
+
+def _check_only_evaluates(phase: PhaseSettings) -> None:
+    if phase.num_rounds > 0:
+        raise UserError(
+            f"{phase.num_rounds} rounds without routes: nothing would be trained", where=f"{phase.name}: num_rounds",
+            cure="Set num_rounds: 0 to evaluate only, or give the phase routes",
+        )  # fmt: skip
+    if phase.evaluation.num_prompts == 0:
+        raise UserError(
+            "neither routes nor evaluation: there is nothing to do", where=f"{phase.name}: routes",
+            cure="Give the phase routes, or evaluation.num_prompts",
+        )  # fmt: skip
+
+
+def _check_linear_alignment(phase: PhaseSettings) -> None:
+    if phase.generation.linear_alignment is None:
+        return
+    if phase.generation.engine == "vllm":
+        raise UserError(
+            "vLLM draws from one prompt at a time, Linear Alignment from two together",
+            where=f"{phase.name}: generation.linear_alignment", cure="Set generation.engine: transformers",
+        )  # fmt: skip
+    if samples_policy(phase) and phase.importance_sampling.mode != "none":
+        raise UserError(
+            "importance weights cannot repair samples of Linear Alignment: they cover a part of the policy's support",
+            where=f"{phase.name}: importance_sampling.mode", cure="Set it to none",
         )  # fmt: skip
 
 
@@ -154,6 +204,7 @@ def _facts(phase: PhaseSettings, route: RouteSettings, loss: LossSettings, setti
         mode=mode,
         when=route.labels.when,
         sail_coef=route.sail_coef,
+        beta=loss_params(loss).get("beta", 0.0),
         num_generations=route.num_generations,
         keep=route.keep,
         temperature=generation.temperature,
@@ -161,6 +212,7 @@ def _facts(phase: PhaseSettings, route: RouteSettings, loss: LossSettings, setti
         top_k=generation.top_k,
         min_p=generation.min_p,
         min_tokens=generation.min_tokens,
+        linear_alignment=generation.linear_alignment is not None,
         stale=True,  # a round takes many optimizer steps on its samples
         own_samples=phase.num_rounds < 2 or (phase.round.init_from == "previous" and phase.round.data == "new"),
         importance_mode=phase.importance_sampling.mode,

@@ -57,7 +57,7 @@ def resolve(asked: Mapping[str, Any], source: str = "config") -> RunSettings:
     for key in ("model_name_or_path", "data"):
         if run.get(key) is None:
             raise UserError(f"{key}: missing", where=source, cure=f"Set {key}, in the file or as {key}=...")
-    return parse_settings(RunSettings, run | {"phases": resolved}, source)
+    return parse_settings(RunSettings, run | {"phases": resolved}, source, ("phases", 0) if phases is None else ())
 
 
 def _phase(shared: Mapping[str, Any], own: Mapping[str, Any], name: str, source: str) -> Document:

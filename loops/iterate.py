@@ -4,7 +4,8 @@
        ^                                                                |
        +------------------------- next round --------------------------+
 
-A phase is num_rounds turns of it; num_rounds 0 is one turn over dataset rows alone. Every stage asks the builder for
+A phase is num_rounds turns of it; num_rounds 0 is one turn over dataset rows alone, and without routes only the last
+arrow. Every stage asks the builder for
 an artifact by its recipe, so this file reads the same whether a run starts, resumes, is planned or is extended: what
 exists is handed back, what is missing is made.
 """
@@ -12,7 +13,7 @@ exists is handed back, what is missing is made.
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
-from loops.checks import loss_params, sources_of
+from loops.checks import engine_of, loss_params, sources_of
 from loops.context import Context
 from loops.routes import Routes
 from sail.core.artifacts import Artifact
@@ -77,9 +78,9 @@ class PhaseLoop:
             yield RoundRecord(START, self.phase.name, start)
         for turn in range(max(1, self.phase.num_rounds)):
             made: dict[str, Artifact] = {}
-            checkpoint = self._update(turn, made)
-            self.policies.append(checkpoint)
-            made["checkpoint"] = checkpoint
+            if self.phase.routes:
+                made["checkpoint"] = self._update(turn, made)
+            self.policies.append(made.get("checkpoint", self.policies[-1]))
             if (turn + 1) % self.phase.evaluation.every == 0 or turn + 1 == max(1, self.phase.num_rounds):
                 made |= self._evaluated(turn) or {}
             yield RoundRecord(self.first_round + turn, self.phase.name, made)
@@ -127,7 +128,11 @@ class PhaseLoop:
         )  # fmt: skip
 
     def _evaluated(self, turn: int) -> dict[str, Artifact] | None:
-        """Held-out samples of the policy after round `turn`, their scores, and the metrics."""
+        """Held-out samples of the policy after round `turn`, their scores, and the metrics.
+
+        Linear Alignment, like the sampling temperature, is how a phase draws what it trains on: the policy itself is
+        evaluated. A phase that only evaluates compares it with the start.
+        """
         if self.phase.evaluation.num_prompts == 0:
             return None
         made = self._evaluation(turn)
@@ -139,8 +144,9 @@ class PhaseLoop:
     def _evaluation(self, turn: int, target: float | str | None = None) -> dict[str, Artifact]:
         phase, context, logps = self.phase, self.context, self.routes.logps
         policy, reference = self.policies[turn + 1], self.reference(max(turn, 0))
-        engine = phase.generation.engine if phase.num_rounds > 0 else "transformers"
-        settings = phase.generation.replace(temperature=phase.evaluation.temperature)
+        engine = engine_of(phase)
+        steered = phase.generation.linear_alignment if turn != START and not phase.routes else None
+        settings = phase.generation.replace(temperature=phase.evaluation.temperature, linear_alignment=steered)
         samples = generate(
             self.builder, context.engine(engine),
             prompts=self._prompts(turn + 1, target), table="held_out", policy=policy, settings=settings,

@@ -49,6 +49,8 @@ def lineage(settings: RunSettings) -> list[str]:
 
 
 def _lineage(phase: PhaseSettings, before: str) -> str:
+    if not phase.routes:
+        return f"{phase.name}: evaluation of {before}, nothing is trained."
     routes = "; ".join(
         f"{name} ({route.share}): responses by {' and '.join(route.sources)}, labels by {route.labels.by}"
         for name, route in phase.routes.items()

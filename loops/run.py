@@ -10,7 +10,7 @@ import torch
 from rich.console import Console
 from rich.markup import escape
 
-from loops.checks import check_run
+from loops.checks import check_model, check_run, engine_of
 from loops.config import Config
 from loops.context import Context
 from loops.diary import Diary
@@ -28,7 +28,9 @@ from sail.generation import ENGINES
 def make_plan(settings: RunSettings, folder: RunFolder) -> PlanBuilder:
     """Every stage of the run with its key, and whether it is there already. Nothing is computed or written."""
     builder = PlanBuilder(Store(folder.store_root))
-    for _ in run_phases(Context(settings, builder, folder.path / "logs")):
+    context = Context(settings, builder, folder.path / "logs")
+    check_model(settings, context.model)
+    for _ in run_phases(context):
         pass
     return builder
 
@@ -82,8 +84,7 @@ def _one_process() -> None:
 def _check_engines(plan: PlanBuilder, settings: RunSettings) -> None:
     if any(stage.artifact.stage == "samples" for stage in plan.new):
         for phase in settings.phases:
-            name = phase.generation.engine if phase.num_rounds > 0 else "transformers"
-            ENGINES[name].check(settings.vllm)
+            ENGINES[engine_of(phase)].check(settings.vllm)
 
 
 def _say_plan(plan: PlanBuilder, console: Console) -> None:

@@ -7,7 +7,7 @@ from rich.console import Console
 
 from sail.core.errors import UserError
 from sail.core.run_settings import RunSettings
-from sail.policy.loading import context_length, model_folder, resolve_model
+from sail.policy.loading import context_length, is_encoder_decoder, model_folder, resolve_model
 from sail.serving.server import VllmServer
 
 _POLL_S = 1.0
@@ -16,6 +16,11 @@ _POLL_S = 1.0
 def serve_forever(settings: RunSettings, console: Console) -> None:
     """Start the server, print its URL, and watch it until Ctrl-C or its death."""
     model = resolve_model(settings.model_name_or_path, settings.revision)
+    if is_encoder_decoder(model):
+        raise UserError(
+            f"{settings.model_name_or_path!r} is an encoder-decoder, which vLLM does not serve", where="sail serve",
+            cure="Set generation.engine: transformers in the run, which needs no server",
+        )  # fmt: skip
     log_path = Path("runs") / "serve" / f"vllm-{model.key}.log"
     log_path.parent.mkdir(parents=True, exist_ok=True)
     console.print(f"starting vLLM, log in {log_path}", highlight=False)

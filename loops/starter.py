@@ -37,6 +37,8 @@ def starter_config(preset: str, overrides: Sequence[str]) -> str:
         document["prompts"] = {"from": sources[0], "per_round": 512}
         document["update"] = {"steps": 32}
         document["evaluation"] = {"num_prompts": 128, "scorers": ["rm"] if "labelers" in document else []}
+    elif not routes:
+        document["prompts"] = {"from": sources[0]}
     else:
         document["evaluation"] = {"num_prompts": 0}
     if "components.sae" in read_preset(preset)["about"]["needs"]:

@@ -171,6 +171,14 @@ class HygieneSettings(Settings):
     min_margin: float = meaning(0.0, "drop pairs whose scores differ by less", ge=0)
 
 
+class LinearAlignmentSettings(Settings):
+    """Sampling steered by a principle, without training (Gao et al. 2024, arXiv 2401.11458)."""
+
+    principle: str = meaning(doc="text of a system turn, such as 'Answer kindly.'", min_length=1)
+    rho: float = meaning(3.0, "logits (1 + rho) with the principle - rho without; 0: the principle alone", ge=0)
+    top_p: float = meaning(0.8, "tokens that may be drawn: the principled policy's likeliest", gt=0, le=1)
+
+
 class GenerationSettings(Settings):
     engine: str = meaning("vllm", "a row of `sail methods`")
     temperature: float = meaning(1.0, "1: the policy itself, which the score term needs", gt=0)
@@ -181,6 +189,7 @@ class GenerationSettings(Settings):
     max_completion_length: int = meaning(256, "tokens", gt=0)
     stop: tuple[str, ...] = meaning((), "stop strings")
     stop_token_ids: tuple[int, ...] = meaning((), "stop tokens beside the model's own EOS ids")
+    linear_alignment: LinearAlignmentSettings | None = meaning(None, "transformers engine only; no training with c > 0")
     shard_size: int = execution(64, "prompts per committed shard", gt=0)
     batch_size: int = execution(128, "samples per forward pass of the transformers engine", gt=0)
 
@@ -330,7 +339,7 @@ class PhaseSettings(Settings):
     preset: str | None = execution(None, "the method this phase started from")
     num_rounds: int = execution(0, "0: offline", ge=0)
     prompts: PromptSettings | None = meaning(None)
-    routes: dict[str, RouteSettings] = meaning(doc="named streams of rows")
+    routes: dict[str, RouteSettings] = meaning(doc="named streams of rows; none: the phase only evaluates")
     loss: LossSettings = meaning(doc="the loss of every route that has none of its own")
     round: RoundSettings = meaning(RoundSettings())
     update: UpdateSettings = meaning(UpdateSettings())
@@ -339,13 +348,6 @@ class PhaseSettings(Settings):
     hygiene: HygieneSettings = meaning(HygieneSettings())
     components: ComponentSettings = meaning(ComponentSettings())
     evaluation: EvaluationSettings = meaning(EvaluationSettings())
-
-    @field_validator("routes")
-    @classmethod
-    def _some_route(cls, routes: dict[str, RouteSettings]) -> dict[str, RouteSettings]:
-        if not routes:
-            raise ValueError("a phase needs at least one route")
-        return routes
 
 
 class RunSettings(Settings):

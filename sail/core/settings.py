@@ -98,17 +98,41 @@ def nearest(word: str, known: list[str]) -> str:
 _S = TypeVar("_S", bound=Settings)
 
 
-def parse_settings(section: type[_S], values: Mapping[str, Any], source: str = "") -> _S:
-    """Build a section, or raise one UserError that names every wrong key, its value and the cure."""
+def parse_settings(
+    section: type[_S], values: Mapping[str, Any], source: str = "", unwritten: tuple[str | int, ...] = ()
+) -> _S:
+    """Build a section, or raise one UserError that names every wrong key, its value and the cure.
+
+    Keys are named as the user wrote them, without the `unwritten` ones that a path may start with.
+    """
     try:
         return section.model_validate(values)
     except ValidationError as error:
-        lines = [_one_line(problem) for problem in error.errors(include_url=False)]
-        raise UserError("; ".join(lines), where=source) from None
+        problems = error.errors(include_url=False)
+        lines = [_one_line(problem, _written_path(problem, values, unwritten)) for problem in problems]
+        raise UserError("; ".join(dict.fromkeys(lines)), where=source) from None
 
 
-def _one_line(problem: Any) -> str:
-    path = ".".join(str(part) for part in problem["loc"])
+def _written_path(problem: Any, values: Any, unwritten: tuple[str | int, ...]) -> str:
+    """The steps of a problem's location that are in `values`: not the names of union members, nor `loss.params`."""
+    parts: list[str | int] = []
+    for step in problem["loc"]:
+        if _has(values, step):
+            parts.append(step)
+            values = values[step]
+    if problem["type"] == "missing":
+        parts.append(problem["loc"][-1])
+    start = len(unwritten) if tuple(parts[: len(unwritten)]) == unwritten else 0
+    return ".".join(map(str, parts[start:]))
+
+
+def _has(values: Any, step: str | int) -> bool:
+    if isinstance(values, Mapping):
+        return step in values
+    return isinstance(values, (list, tuple)) and isinstance(step, int) and step < len(values)
+
+
+def _one_line(problem: Any, path: str) -> str:
     value, message = problem["input"], problem["msg"].removeprefix("Value error, ")
     if problem["type"].startswith("union_tag"):
         return f"{path}: needs kind: {problem['ctx'].get('expected_tags', 'reward_model, callable')}"

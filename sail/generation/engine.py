@@ -12,6 +12,7 @@ class SampleRequest(NamedTuple):
     prompt: Prompt
     num_samples: int
     seed: int  # of the first sample; sample i uses seed + i
+    principled_ids: tuple[int, ...] = ()  # of the prompt with the principle of generation.linear_alignment
 
 
 class Drawn(NamedTuple):

@@ -1,6 +1,7 @@
 """User data read into rows of (prompt, responses, verdict), whatever its columns are called."""
 
 import gzip
+import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -90,7 +91,7 @@ def _dataset(source: DataSettings, path: Path, where: str) -> Any:
                 f"no data files in {str(path)!r}", where=where, cure=f"Known endings: {', '.join(_READERS)}"
             )
         if all(_reader(file) == "json" for file in files):
-            return [row for file in files for row in _json_rows(file)]
+            return [row for file in files for row in _json_rows(file, where)]
         return load_dataset(_reader(files[0]) or "json", data_files=[str(file) for file in files], split="train")
     except (DatasetGenerationError, ValueError) as error:
         if isinstance(error, UserError):
@@ -105,16 +106,35 @@ def _reader(path: Path) -> str | None:
     return _READERS.get(Path(name).suffix)
 
 
-def _json_rows(path: Path) -> Iterator[Mapping[str, Any]]:
-    import json
-
+def _json_rows(path: Path, where: str) -> Iterator[Mapping[str, Any]]:
+    """Objects of an array, or one on each line."""
     opener = gzip.open if path.suffix == ".gz" else open
     with opener(path, "rt", encoding="utf-8") as file:
         text = file.read()
     if text.lstrip().startswith("["):
-        yield from json.loads(text)
+        for number, row in enumerate(_json(text, path, 1, where)):
+            yield _object(row, f"entry {number} of {str(path)!r}", where)
     else:
-        yield from (json.loads(line) for line in text.split("\n") if line.strip())
+        for number, line in enumerate(text.split("\n"), 1):
+            if line.strip():
+                yield _object(_json(line, path, number, where), f"line {number} of {str(path)!r}", where)
+
+
+def _json(text: str, path: Path, first_line: int, where: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        line = first_line + error.lineno - 1
+        raise UserError(
+            f"line {line} of {str(path)!r} is no valid JSON: {error.msg} at column {error.colno}", where=where,
+            cure="Mend or remove that line",
+        ) from error  # fmt: skip
+
+
+def _object(row: Any, place: str, where: str) -> Mapping[str, Any]:
+    if not isinstance(row, Mapping):
+        raise UserError(f"{place} is no object: {row!r:.80}", where=where, cure="Write {...} with the row's columns")
+    return row
 
 
 def _renamed(raw: Mapping[str, Any], columns: Mapping[str, str]) -> dict[str, Any]:
@@ -124,6 +144,8 @@ def _renamed(raw: Mapping[str, Any], columns: Mapping[str, str]) -> dict[str, An
 def _parse(raw: Mapping[str, Any], source: DataSettings, where: str) -> SourceRow:
     if source.format == "hh" or (source.format == "auto" and _looks_like_hh(raw)):
         return _parse_hh(raw, where)
+    if "better_response_id" in raw:
+        raw = _numbered_pair(raw, where)
     if "chosen" in raw and "rejected" in raw:
         return _parse_pair(raw, where)
     if "messages" in raw or "conversations" in raw:
@@ -167,6 +189,17 @@ def _parse_pair(raw: Mapping[str, Any], where: str) -> SourceRow:
         raise UserError("the prompt must end with a user's turn", where=where, cure="Check the columns of this source")
     scores = (_score(raw, "chosen"), _score(raw, "rejected"))
     return SourceRow(prompt, (_text(chosen, where), _text(rejected, where)), scores, is_pair=True)
+
+
+def _numbered_pair(raw: Mapping[str, Any], where: str) -> Mapping[str, Any]:
+    """PKU-SafeRLHF's columns: response_0, response_1 and the number of the better one."""
+    better = raw["better_response_id"]
+    if better not in (0, 1) or not {"response_0", "response_1"} <= raw.keys():
+        raise UserError(
+            f"better_response_id is {better!r}, beside {sorted(raw)}", where=where,
+            cure="It is 0 or 1, and names response_0 or response_1",
+        )  # fmt: skip
+    return {**raw, "chosen": raw[f"response_{better}"], "rejected": raw[f"response_{1 - better}"]}
 
 
 def _score(raw: Mapping[str, Any], side: str) -> float | None:

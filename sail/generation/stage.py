@@ -10,6 +10,7 @@ from sail.core.run_settings import GenerationSettings
 from sail.core.seeds import derive_seed
 from sail.core.store import Builder, Recipe, Workspace
 from sail.generation.engine import Drawn, Engine, SampleRequest
+from sail.generation.linear_alignment import principled_ids
 from sail.generation.prompts import round_prompts
 from sail.policy.chat import response_text
 from sail.policy.loading import Checkpoint, context_length, load_tokenizer
@@ -41,22 +42,28 @@ def generate(
 
     def run(workspace: Workspace) -> dict[str, int]:
         chosen = round_prompts(prompts.read(Prompt, table), per_round, round_index=round_index, seed=seed)
-        _check_lengths(chosen, settings, context_length(policy))
+        tokenizer = load_tokenizer(policy, chat_template)
+        requests = [
+            SampleRequest(
+                prompt, num_samples, derive_seed(seed, table, round_index, prompt.prompt_id),
+                _principled(tokenizer, prompt, settings),
+            )
+            for prompt in chosen
+        ]  # fmt: skip
+        _check_lengths(requests, settings, context_length(policy))
         done = _finished(workspace)
         if done:
             workspace.say(f"reusing {sum(len(group.samples) for group in done)} samples of {len(done)} prompts")
         finished = {group.prompt.prompt_id for group in done}
-        todo = [prompt for prompt in chosen if prompt.prompt_id not in finished]
+        todo = [request for request in requests if request.prompt.prompt_id not in finished]
         if todo:
             workspace.say(f"starting on {len(todo)} prompts")
             engine.use(policy)
-            writer = _Writer(workspace, policy.key, origin, round_index, load_tokenizer(policy, chat_template))
+            writer = _Writer(workspace, policy.key, origin, round_index, tokenizer)
             first_shard = len(list(workspace.path.glob("groups-*.parquet")))
             for shard, start in enumerate(range(0, len(todo), settings.shard_size), first_shard):
                 part = todo[start : start + settings.shard_size]
-                seeds = [derive_seed(seed, table, round_index, prompt.prompt_id) for prompt in part]
-                requests = [SampleRequest(p, num_samples, s) for p, s in zip(part, seeds, strict=True)]
-                writer.write(shard, requests, engine.sample(requests, settings))
+                writer.write(shard, part, engine.sample(part, settings))
                 workspace.say(f"{len(finished) + start + len(part)} of {len(chosen)} prompts")
         return _counts(_finished(workspace))
 
@@ -104,11 +111,17 @@ def _finished(workspace: Workspace) -> list[SampleGroup]:
     return [group for shard in shards for group in workspace.read(shard.stem, SampleGroup)]
 
 
-def _check_lengths(prompts: Sequence[Prompt], settings: GenerationSettings, context: int) -> None:
-    for prompt in prompts:
-        if len(prompt.token_ids) + settings.max_completion_length > context:
+def _principled(tokenizer: Any, prompt: Prompt, settings: GenerationSettings) -> tuple[int, ...]:
+    aligned = settings.linear_alignment
+    return () if aligned is None else principled_ids(tokenizer, prompt, aligned.principle)
+
+
+def _check_lengths(requests: Sequence[SampleRequest], settings: GenerationSettings, context: int) -> None:
+    for request in requests:
+        longest = max(len(request.prompt.token_ids), len(request.principled_ids))
+        if longest + settings.max_completion_length > context:
             raise UserError(
-                f"prompt {prompt.prompt_id} has {len(prompt.token_ids)} tokens, with "
+                f"prompt {request.prompt.prompt_id} has {longest} tokens, with "
                 f"{settings.max_completion_length} to sample it passes the model's context of {context}",
                 where="generation.max_completion_length",
                 cure="Lower it, or drop long prompts with data.<source>.overlong: drop and max_length",

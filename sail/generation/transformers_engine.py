@@ -5,13 +5,15 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import DynamicCache
+from transformers import AutoTokenizer
 
 from sail.core.records import StopKind
 from sail.core.run_settings import GenerationSettings
+from sail.generation.continuations import Continuation, continuation
 from sail.generation.engine import Drawn, SampleRequest
+from sail.generation.linear_alignment import Aligned
 from sail.policy.chat import response_text
-from sail.policy.loading import Checkpoint, eos_ids, load_policy, load_tokenizer
+from sail.policy.loading import Checkpoint, eos_ids, load_policy, model_folder
 
 
 class TransformersEngine:
@@ -26,7 +28,7 @@ class TransformersEngine:
             return
         dtype = torch.bfloat16 if self._device.type == "cuda" else torch.float32
         self._model = torch.nn.Module.to(load_policy(policy), self._device, dtype)
-        self._tokenizer = load_tokenizer(policy)
+        self._tokenizer = AutoTokenizer.from_pretrained(model_folder(policy))  # it decodes, and needs no template
         self._eos = eos_ids(policy, self._tokenizer)
         self._policy = policy
 
@@ -44,43 +46,30 @@ class TransformersEngine:
     @torch.no_grad()
     def _sample_batch(self, requests: Sequence[SampleRequest], settings: GenerationSettings) -> list[list[Drawn]]:
         """One forward over each prompt, then one step per token for all its samples together."""
-        counts = torch.tensor([request.num_samples for request in requests])
-        mask, cache, logits = self._prefill(requests)
-        repeats = counts.to(self._device)
-        mask, logits = mask.repeat_interleave(repeats, 0), logits.repeat_interleave(repeats, 0)
-        cache.batch_select_indices(torch.arange(len(requests)).repeat_interleave(counts).to(self._device))
+        counts = [request.num_samples for request in requests]
+        responses = self._continuation(requests, counts, settings)
         streams = [_Stream(request.seed + i) for request in requests for i in range(request.num_samples)]
         uniforms = np.stack([stream.uniforms(settings.max_completion_length) for stream in streams])
         for step in range(settings.max_completion_length):
-            logps = processed_logps(logits, settings, self._eos if step < settings.min_tokens else ())
+            banned = self._eos if step < settings.min_tokens else ()
+            logps = processed_logps(responses.next_logits(banned), settings)
             tokens = _inverse_cdf(logps, uniforms[:, step])
             chosen = logps.gather(-1, tokens[:, None]).squeeze(-1)
             for stream, token, logp in zip(streams, tokens.tolist(), chosen.tolist(), strict=True):
                 stream.append(token, logp, self._stop_kind(stream, token, settings))
             if all(stream.stop_kind for stream in streams):
                 break
-            mask = torch.cat([mask, mask.new_ones(len(streams), 1)], dim=1)
-            logits = self._forward(tokens[:, None], mask, (mask.sum(-1, keepdim=True) - 1), cache)
-        return _grouped([stream.drawn() for stream in streams], counts.tolist())
+            responses.advance(tokens)
+        return _grouped([stream.drawn() for stream in streams], counts)
 
-    def _prefill(self, requests: Sequence[SampleRequest]) -> tuple[Tensor, DynamicCache, Tensor]:
-        width = max(len(request.prompt.token_ids) for request in requests)
-        ids = torch.zeros(len(requests), width, dtype=torch.int64)
-        mask = torch.zeros_like(ids)
-        for row, request in enumerate(requests):  # padded on the left, so that all prompts end together
-            ids[row, width - len(request.prompt.token_ids) :] = torch.tensor(request.prompt.token_ids)
-            mask[row, width - len(request.prompt.token_ids) :] = 1
-        cache = DynamicCache()
-        mask = mask.to(self._device)
-        positions = (mask.cumsum(-1) - 1).clamp(min=0)
-        return mask, cache, self._forward(ids.to(self._device), mask, positions, cache)
-
-    def _forward(self, ids: Tensor, mask: Tensor, positions: Tensor, cache: DynamicCache) -> Tensor:
-        output = self._model(
-            input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True,
-            logits_to_keep=1,
-        )  # fmt: skip
-        return output.logits[:, -1]
+    def _continuation(
+        self, requests: Sequence[SampleRequest], counts: Sequence[int], settings: GenerationSettings
+    ) -> Continuation:
+        plain = continuation(self._model, [request.prompt.token_ids for request in requests], counts)
+        if settings.linear_alignment is None:
+            return plain
+        principled = continuation(self._model, [request.principled_ids for request in requests], counts)
+        return Aligned(principled, plain, settings.linear_alignment, settings.temperature)
 
     def _stop_kind(self, stream: "_Stream", token: int, settings: GenerationSettings) -> StopKind | None:
         if token in self._eos:
@@ -116,11 +105,9 @@ class _Stream:
         return Drawn(tuple(self.token_ids), tuple(self.logprobs), self.stop_kind or "length")
 
 
-def processed_logps(logits: Tensor, settings: GenerationSettings, banned: Sequence[int] = ()) -> Tensor:
+def processed_logps(logits: Tensor, settings: GenerationSettings) -> Tensor:
     """log of the distribution really sampled, [B, V] float64: temperature, top-k, top-p, min-p, renormalised."""
     logps = torch.log_softmax(logits.double() / settings.temperature, dim=-1)
-    if banned:
-        logps[:, list(banned)] = -torch.inf
     if settings.top_k:
         kth = logps.topk(min(settings.top_k, logps.shape[-1]), dim=-1).values[:, -1:]
         logps = logps.masked_fill(logps < kth, -torch.inf)

@@ -117,16 +117,18 @@ def targets(
     return {response_id: (score - mean) / deviation for response_id, score in scores.items()}, spread
 
 
+_NO_SCORES = "a threshold needs scores", "Leave labels.threshold out"
+_NO_THUMBS = "labels as thumbs need thumbs or scores", "Add a boolean column label, or label by a reward model"
+
+
 def _thumbs(
     rated: Mapping[str, Rating], scores: Mapping[str, float], threshold: float | None, where: str
 ) -> tuple[dict[str, float], dict[str, float]]:
     known = {response_id: float(rating.thumb) for response_id, rating in rated.items() if rating.thumb is not None}
     if threshold is not None or not known:
         if not scores:
-            raise UserError(
-                "labels as thumbs need thumbs or scores, and these responses have neither", where=where,
-                cure="Add a boolean column label, or label by a reward model",
-            )  # fmt: skip
+            problem, cure = _NO_SCORES if known else _NO_THUMBS
+            raise UserError(f"{problem}, and these responses have none", where=where, cure=cure)
         limit = float(np.mean(list(scores.values()))) if threshold is None else threshold
         known = {response_id: float(score > limit) for response_id, score in scores.items()}
     share = sum(known.values()) / len(known)
@@ -151,4 +153,6 @@ def _win_rates(groups: Sequence[SampleGroup], scores: Mapping[str, float], tempe
 
 def _spread(scores: Mapping[str, float]) -> dict[str, float]:
     values = np.array(list(scores.values()), dtype=np.float64)
-    return {"labels/score_mean": float(values.mean()), "labels/score_std": float(values.std())}
+    equal = bool(values.min() == values.max())  # their mean is rounded, and what it leaves is no spread
+    mean, deviation = (values[0], 0.0) if equal else (values.mean(), values.std())
+    return {"labels/score_mean": float(mean), "labels/score_std": float(deviation)}

@@ -94,12 +94,13 @@ LOSSES: dict[str, LossRow] = {
         hard_only=_NO_RIVAL,
     ),
     "nll": LossRow(
-        nll, "response", (), "Hu et al. 2023, arXiv 2308.12050, filtering alignment, over the rows a filter keeps",
-        "exact", hard_only=_NO_RIVAL,
+        nll, "response", (),
+        "filtering alignment, Hu et al. 2023, arXiv 2308.12050, over the rows a filter keeps; Korbak et al. 2023, "
+        "arXiv 2302.08582, eq. 4", "exact", hard_only=_NO_RIVAL,
     ),
     "rwr": LossRow(
-        rwr, "response", (), "Hu et al. 2023, arXiv 2308.12050; Peters and Schaal 2007", "exact", hard_only=_NO_RIVAL,
-        target="score", statistic=StatisticRow(rwr_log_z, "rows"),
+        rwr, "response", (), "Hu et al. 2023, arXiv 2308.12050; Korbak et al. 2023, arXiv 2302.08582, eq. 5", "exact",
+        hard_only=_NO_RIVAL, target="score", statistic=StatisticRow(rwr_log_z, "rows"),
     ),
     "kto": LossRow(
         kto, "response", _REFERENCE, "Ethayarajh et al. 2024, arXiv 2402.01306, eq. 8", "exact", hard_only=_NO_RIVAL,
@@ -107,7 +108,7 @@ LOSSES: dict[str, LossRow] = {
         elsewhere="z0 is taken over the global batch; TRL and the authors' code take it over one microbatch",
     ),
     "sppo": LossRow(
-        sppo, "response", _REFERENCE, "Wu et al. 2024, arXiv 2405.00675, eq. 4.4", "exact", hard_only=_NO_RIVAL,
+        sppo, "response", _REFERENCE, "Wu et al. 2024, arXiv 2405.00675, eq. 4.6", "exact", hard_only=_NO_RIVAL,
         target="win_rate",
     ),
     "dro_v": LossRow(
@@ -119,7 +120,7 @@ LOSSES: dict[str, LossRow] = {
         target="score",
     ),
     "rloo": LossRow(
-        rloo, "group", _REFERENCE, "Ahmadian et al. 2024, arXiv 2402.14740, eq. 8", "exact", hard_only=_NO_RIVAL,
+        rloo, "group", _REFERENCE, "Ahmadian et al. 2024, arXiv 2402.14740, section 2.3", "exact", hard_only=_NO_RIVAL,
         target="score",
     ),
     "ppo": LossRow(
@@ -132,16 +133,17 @@ LOSSES: dict[str, LossRow] = {
         hard_only=_NO_LABEL,
     ),
     "kl_ref_policy": LossRow(
-        kl_ref_policy, "response", _REFERENCE, "SAIL-RevKL, Wu et al., arXiv 2606.31524", "reconstructed",
+        kl_ref_policy, "response", _REFERENCE, "SAIL-RevKL, Wu et al. 2026, arXiv 2606.31524", "reconstructed",
         hard_only=_NO_LABEL,
     ),
     "optimism": LossRow(
-        optimism, "response", _REFERENCE, "VPO, Cen et al. 2024, arXiv 2405.19320; XPO, arXiv 2405.21046",
-        "reconstructed", hard_only=_NO_LABEL,
+        optimism, "response", _REFERENCE,
+        "VPO, Cen et al. 2024, arXiv 2405.19320; XPO, Xie et al. 2024, arXiv 2405.21046", "reconstructed",
+        hard_only=_NO_LABEL,
     ),
     "linear": LossRow(linear, "pair", _REFERENCE, "SPAC, Ji et al. 2024, arXiv 2406.04274", "reconstructed"),
     "abs_margin": LossRow(
-        abs_margin, "pair", _REFERENCE, "oracle-robust SAIL, Li et al., arXiv 2602.20457", "reconstructed"
+        abs_margin, "pair", _REFERENCE, "oracle-robust SAIL, Li et al. 2026, arXiv 2602.20457", "reconstructed"
     ),
 }  # fmt: skip
 

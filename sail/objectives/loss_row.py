@@ -7,6 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from sail.core.errors import UserError
 from sail.objectives.responses import Responses, Rollout, Tokens, Trajectory
 from sail.objectives.statistics import StatisticRow, accepted, keyword_defaults
 
@@ -72,7 +73,10 @@ class LossRow:
         return self.function(*responses, **accepted(self.function, params))
 
     def check(self, **params: float) -> None:
-        """UserError where a parameter lies out of its range; computes the loss of one response, or of two."""
+        """UserError for a parameter out of its range or not its own; computes the loss of one response, or of two."""
+        for name in sorted(set(params) - set(self.params)):
+            known = ", ".join(self.params) or "none"
+            raise UserError(f"no parameter {name!r}", where=f"loss.{name}", cure=f"Its parameters: {known}")
         one = torch.ones(1, dtype=torch.float64)
         tokens = Tokens(-one, torch.zeros(1, dtype=torch.int64), Rollout(-one, one, one, one))
         response = Responses(-one, -one, one, targets=one, group=tokens.row, tokens=tokens, feature_distances=one)

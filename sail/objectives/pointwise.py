@@ -31,7 +31,7 @@ def rwr(responses: Responses, log_z: Tensor, *, temperature: float = 1.0, cap: f
 
     log_z, 0-d, is the log of the mean of exp(r / temperature) over the global batch (rwr_log_z), which makes the mean
     weight 1 where nothing is capped. On responses of the reference the population optimum is pi proportional to
-    pi_ref exp(r / temperature) (Peters and Schaal 2007; arXiv 2308.12050, section 3).
+    pi_ref exp(r / temperature) (Peters and Schaal 2007; arXiv 2308.12050).
     """
     parameters.positive(temperature=temperature, cap=cap)
     weights = torch.exp(targets_of(responses) / temperature - log_z).clamp_max(cap)
@@ -57,8 +57,9 @@ def kto(
 def sppo(responses: Responses, *, beta: float = 0.001) -> Tensor:
     """(s - (P - 1/2) / beta)^2, shape [B], nats^2, P the response's win rate against the policy's own samples.
 
-    s is the log-ratio to the policy that drew the samples (reference: previous); eta of the paper is 1 / beta.
-    Wu et al. 2024, arXiv 2405.00675, eq. 4.4.
+    s is the log-ratio to the policy that drew the samples (reference: previous); eta of the paper is 1 / beta. The 1/2
+    stands for beta log Z of the multiplicative-weights update pi_t exp(P / beta) / Z, its limit as beta grows.
+    Wu et al. 2024, arXiv 2405.00675, eq. 4.6.
     """
     parameters.positive(beta=beta)
     return (log_ratio(responses) - (targets_of(responses) - 0.5) / beta).square()

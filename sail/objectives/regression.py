@@ -58,7 +58,7 @@ def rloo(responses: Responses, *, beta: float = 0.05) -> Tensor:
     """-sg(R - b) log pi(y|x), R = r - beta s, b the mean of R over the other responses of the prompt, shape [B].
 
     REINFORCE with a leave-one-out baseline on the KL-regularised reward (Ahmadian et al. 2024, arXiv 2402.14740,
-    eq. 8). The value carries no meaning.
+    section 2.3). The value carries no meaning.
     """
     parameters.not_negative(beta=beta)
     rewards = (targets_of(responses) - beta * log_ratio(responses)).detach()

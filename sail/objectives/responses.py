@@ -98,7 +98,7 @@ def leave_one_out_means(values: Tensor, responses: Responses) -> Tensor:
     """The mean over the OTHER responses of the group, shape [B]; a response alone in its group gets its own value.
 
     It does not depend on the response it is subtracted from, so it costs a score-function estimator no bias
-    (Kool et al. 2019; Ahmadian et al. 2024, arXiv 2402.14740, eq. 8).
+    (Kool et al. 2019; Ahmadian et al. 2024, arXiv 2402.14740, section 2.3).
     """
     others = _group_sums(torch.ones_like(values), responses) - 1.0
     rest = _group_sums(values, responses) - values

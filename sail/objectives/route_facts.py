@@ -29,6 +29,8 @@ class RouteFacts:
     when: Literal["fresh", "frozen"] = "fresh"
     """of labels by the policy: computed at the current parameters, or stored once"""
     sail_coef: float = 0.0
+    beta: float = 0.0
+    """of the loss; 0 where it has none"""
     num_generations: int = 2
     keep: Literal["all", "best_worst", "random"] = "all"
     temperature: float = 1.0
@@ -37,6 +39,8 @@ class RouteFacts:
     """<= 0: off"""
     min_p: float = 0.0
     min_tokens: int = 0
+    linear_alignment: bool = False
+    """samples of a steered policy on its top-p set"""
     stale: bool = False
     """samples may be older than the policy that trains on them (more than one optimizer step per generation)"""
     own_samples: bool = True

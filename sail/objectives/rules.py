@@ -61,6 +61,8 @@ def _single_responses_have_what_they_need(facts: RouteFacts) -> Iterator[Finding
         yield refused(
             f"{facts.loss} needs labels as {row.target} of single responses, and {says}", _TARGET_CURES[row.target]
         )
+    if facts.mode != "hard" and facts.labels_by != "policy":
+        yield refused(f"{facts.loss} takes no {facts.mode} labels: {row.hard_only}", "Leave label_mode out")
     if facts.labels_by == "order":
         yield refused(f"labels: order says which of two is better, and {facts.loss} has one", "Use labels: none")
     if row.critic is not None and not facts.has_value:
@@ -126,6 +128,15 @@ def _coefficient_means_something(facts: RouteFacts) -> Iterator[Finding]:
         )
 
 
+def _coefficient_fits_beta(facts: RouteFacts) -> Iterator[Finding]:
+    if facts.beta > 0.0 and facts.sail_coef > 1.5 * facts.beta:
+        yield warned(
+            f"sail_coef {facts.sail_coef:g} is {facts.sail_coef / facts.beta:.1f} times beta: its terms may outweigh "
+            "the plain one (published coefficients belong to another gradient)",
+            "Start from sail_coef = beta and watch sail/score_to_plain_ratio",
+        )
+
+
 def _score_term_is_exact(facts: RouteFacts) -> Iterator[Finding]:
     if not (facts.sail_coef > 0.0 and facts.responses_from_policy):
         return
@@ -138,7 +149,7 @@ def _score_term_is_exact(facts: RouteFacts) -> Iterator[Finding]:
     if cut:
         yield refused(
             f"{', '.join(cut)} with sail_coef > 0: samples from a truncated support cannot be repaired by weights",
-            "Sample with top_p: 1, top_k: 0, min_p: 0, min_tokens: 0, or set sail_coef: 0",
+            "Sample with top_p: 1, top_k: 0, min_p: 0, min_tokens: 0, no linear_alignment, or set sail_coef: 0",
         )
     if facts.temperature != 1.0 and facts.importance_mode == "none":
         yield refused(
@@ -208,6 +219,7 @@ def _truncations(facts: RouteFacts) -> list[str]:
         f"top_k {facts.top_k}": facts.top_k > 0,
         f"min_p {facts.min_p}": facts.min_p > 0.0,
         f"min_tokens {facts.min_tokens}": facts.min_tokens > 0,
+        "linear_alignment": facts.linear_alignment,
     }
     return [name for name, applies in cut.items() if applies]
 
@@ -218,6 +230,7 @@ RULES: tuple[Rule, ...] = (
     _features_can_be_read,
     _estimates_are_the_policys_own,
     _coefficient_means_something,
+    _coefficient_fits_beta,
     _score_term_is_exact,
     _score_term_is_biased,
     _policy_labels_carry_signal,

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from sail.core.errors import UserError
+from sail.objectives import parameters
 from sail.objectives.responses import Responses, log_ratio, targets_of
 
 
@@ -36,14 +37,16 @@ def rwr_log_z(
 ) -> BatchStatistic:
     """log mean exp(r / temperature) over the global batch, and the effective share of its rows.
 
-    (sum w)^2 / (n sum w^2) with capped weights w (Kish 1965); below min_effective a step would learn from next to no
-    rows and the run stops with a UserError.
+    (sum w)^2 / (n sum w^2) with capped weights w (Kish 1965), never below 1/n; below min_effective, in [0, 1], a step
+    would learn from next to no rows and the run stops with a UserError.
     """
+    parameters.positive(temperature=temperature, cap=cap)
+    parameters.share(min_effective=min_effective)
     scaled = targets_of(responses).detach() / temperature
     log_z = torch.logsumexp(scaled, 0) - math.log(len(scaled))
     weights = torch.exp(scaled - log_z).clamp_max(cap)
     share = float(weights.sum().square() / weights.square().sum() / len(weights))
-    if share < min_effective:
+    if not share >= min_effective:  # a score that is no number stops here too
         raise UserError(
             f"reward weights leave {100 * share:.1f} % of the batch effective, below {100 * min_effective:g} %",
             where="loss.temperature", cure="Raise it, normalise the scores, lower loss.cap or loss.min_effective",

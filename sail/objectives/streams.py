@@ -20,7 +20,7 @@ def kl_policy_ref(responses: Responses) -> Tensor:
 def kl_ref_policy(responses: Responses) -> Tensor:
     """log pi_ref(y|x) - log pi(y|x), y ~ pi_ref, shape [B], nats: its mean is KL(pi_ref || pi).
 
-    Pathwise and exact, because the samples do not depend on the policy (SAIL-RevKL, arXiv 2606.31524).
+    Pathwise and exact, because the samples do not depend on the policy (SAIL-RevKL, Wu et al. 2026, arXiv 2606.31524).
     """
     return -log_ratio(responses)
 
@@ -46,7 +46,8 @@ def linear(chosen: Responses, rejected: Responses, *, beta: float = 0.1) -> Tens
 
 
 def abs_margin(chosen: Responses, rejected: Responses, *, beta: float = 0.1) -> Tensor:
-    """|beta h|, shape [B], >= 0: with weight rho the penalty of oracle-robust SAIL (arXiv 2602.20457).
+    """|beta h|, shape [B], >= 0: with weight rho the penalty of oracle-robust SAIL (Li et al. 2026,
+    arXiv 2602.20457).
 
     The same for both labels: it pulls the policy towards indifference.
     """

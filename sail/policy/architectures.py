@@ -15,8 +15,10 @@ _PLAIN_ATTENTION = {
     "cohere", "gemma", "glm4", "granite", "helium", "llama", "mistral", "mixtral", "olmo2", "phi", "phi3", "qwen2",
     "qwen3", "qwen3_moe",
 }  # fmt: skip
-# logits = transform(lm_head(hidden)) with the transform that logit_transform knows.
-_PLAIN_HEAD = _PLAIN_ATTENTION | {"cohere2", "gemma2", "gemma3_text", "gpt2", "gpt_neox", "smollm3", "stablelm"}
+# logits = transform(lm_head(hidden)) with the transform that logit_transform knows; a tied T5 scales before lm_head.
+_PLAIN_HEAD = _PLAIN_ATTENTION | {
+    "cohere2", "gemma2", "gemma3_text", "gpt2", "gpt_neox", "longt5", "mt5", "smollm3", "stablelm", "t5", "umt5",
+}  # fmt: skip
 
 
 def bare_model(model: torch.nn.Module) -> Any:

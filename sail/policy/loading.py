@@ -7,11 +7,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from sail.core.artifacts import Artifact, Leaf, leaf
 from sail.core.errors import UserError
 from sail.core.run_settings import LoraSettings
+from sail.policy.encoder_decoder import PLAIN_TURNS
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -61,10 +69,15 @@ def _from_hub(name: str, revision: str | None, where: str) -> Leaf:
 
 
 def load_tokenizer(checkpoint: Checkpoint, chat_template: Leaf | None = None) -> PreTrainedTokenizerBase:
-    """The tokenizer of a policy, with a chat template (its own, or the user's file) or a clear refusal."""
+    """The tokenizer of a policy, with a chat template (its own, or the user's file) or a clear refusal.
+
+    An encoder-decoder without a template gets the plain turns: few of them were trained on a chat format.
+    """
     tokenizer = AutoTokenizer.from_pretrained(model_folder(checkpoint))
     if chat_template is not None:
         tokenizer.chat_template = chat_template.path.read_text()
+    if tokenizer.chat_template is None and is_encoder_decoder(checkpoint):
+        tokenizer.chat_template = PLAIN_TURNS
     if tokenizer.chat_template is None:
         raise UserError(
             f"the tokenizer in {model_folder(checkpoint)} has no chat template", where="model_name_or_path",
@@ -76,7 +89,7 @@ def load_tokenizer(checkpoint: Checkpoint, chat_template: Leaf | None = None) ->
 
 
 def load_policy(checkpoint: Checkpoint, *, trainable: bool = False) -> PolicyModel:
-    """The causal language model of a checkpoint, fp32 (master) weights, in eval mode.
+    """The language model of a checkpoint, causal or encoder-decoder, fp32 (master) weights, in eval mode.
 
     An adapter checkpoint is its base model with the adapter on top, never a merge.
     """
@@ -100,8 +113,22 @@ def base_folder(checkpoint: Checkpoint) -> Path:
 
 
 def _load_full(folder: Path) -> PreTrainedModel:
+    auto = AutoModelForSeq2SeqLM if AutoConfig.from_pretrained(folder).is_encoder_decoder else AutoModelForCausalLM
     with quiet_loading():
-        return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+        return without_dropout(auto.from_pretrained(folder, dtype=torch.float32)).eval()
+
+
+def without_dropout(model: PreTrainedModel) -> PreTrainedModel:
+    """No dropout of its own (T5's is 0.1) in training: log pi of a loss is then that of the sampled distribution.
+
+    The saved configuration keeps what it said; the dropout of an adapter is a setting and comes later.
+    """
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+        for name in [name for name, value in vars(module).items() if "drop" in name and isinstance(value, float)]:
+            setattr(module, name, 0.0)
+    return model
 
 
 def add_adapter(model: PreTrainedModel, lora: LoraSettings, seed: int) -> PolicyModel:
@@ -110,8 +137,9 @@ def add_adapter(model: PreTrainedModel, lora: LoraSettings, seed: int) -> Policy
 
     torch.manual_seed(seed)
     targets: Any = lora.target_modules if isinstance(lora.target_modules, str) else list(lora.target_modules)
+    task: Any = "SEQ_2_SEQ_LM" if model.config.is_encoder_decoder else "CAUSAL_LM"
     config = LoraConfig(
-        r=lora.r, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=targets, task_type="CAUSAL_LM"
+        r=lora.r, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=targets, task_type=task
     )
     return get_peft_model(model, config)
 
@@ -140,9 +168,21 @@ def export_merged(checkpoint: Checkpoint, folder: Path) -> Path:
 
 
 def context_length(checkpoint: Checkpoint) -> int:
-    """Tokens of prompt and response together that the model can take."""
-    config = AutoConfig.from_pretrained(base_folder(checkpoint))
+    """Tokens of prompt and response together that the model can take; a T5's positions are relative: any number."""
+    config = _config(checkpoint)
+    if hasattr(config, "relative_attention_num_buckets"):  # its n_positions says how it was trained
+        return 1 << 20
     return int(getattr(config, "max_position_embeddings", 0) or getattr(config, "n_positions", 0) or 1 << 20)
+
+
+def is_encoder_decoder(checkpoint: Checkpoint) -> bool:
+    """Whether the policy reads its prompt in an encoder, as T5 does."""
+    return bool(_config(checkpoint).is_encoder_decoder)
+
+
+def _config(checkpoint: Checkpoint) -> Any:
+    """The model's configuration; of an adapter, its base model's."""
+    return AutoConfig.from_pretrained(base_folder(checkpoint))
 
 
 def eos_ids(model_or_checkpoint: Checkpoint, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:

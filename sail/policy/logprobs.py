@@ -3,7 +3,8 @@
 Every stage that needs log pi(y|x) (update, reference scoring, policy labels, evaluation, the check of a server's
 weights) comes here. Rows with one prompt run it once, without padding (trees); the hidden states that predict response
 tokens are scored by a head that never holds the logits (fused_head). A model that takes no trees has its rows padded,
-one whose head is not known gives full logits; architectures decides and says so.
+one whose head is not known gives full logits; architectures decides and says so. An encoder-decoder reads each prompt
+once and has its responses padded (encoder_decoder).
 """
 
 from collections.abc import Callable, Sequence
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor
 
 from sail.policy.architectures import bare_model, fused_head_of, logit_transform, takes_trees
+from sail.policy.encoder_decoder import decoder_rows, each_prompt_once, start_id
 from sail.policy.fused_head import fused_logps
 from sail.policy.rows import Row, ScoredBatch, padded_rows
 from sail.policy.trees import tree_rows
@@ -56,8 +58,8 @@ def fused_head_logps(model: torch.nn.Module, head: torch.nn.Linear, batch: Score
 
 def full_logits_logps(model: torch.nn.Module, rows: Sequence[Row]) -> ResponseTokens:
     """token_logps from padded rows and full logits: for every architecture, and the yardstick of the fast path."""
-    batch = padded_rows(rows, _device(model))
-    logits = batch.at_scored(model(**batch.inputs, use_cache=False).logits)
+    batch = _padded(model, rows)
+    logits = batch.at_scored(_logits(model, batch))
     logps = torch.log_softmax(logits.float(), dim=-1)
     return ResponseTokens(logps.gather(-1, batch.target[:, None]).squeeze(-1), batch.row_index)
 
@@ -66,7 +68,7 @@ def response_logits(model: torch.nn.Module, rows: Sequence[Row]) -> tuple[Tensor
     """Logits [N, V] at the positions that predict response tokens, the tokens [N], and their rows [N]."""
     batch, head = batch_of(model, rows), fused_head_of(bare_model(model))
     if head is None:
-        logits = batch.at_scored(model(**batch.inputs, use_cache=False).logits)
+        logits = batch.at_scored(_logits(model, batch))
     else:
         logits = _forward(model, head, lambda hidden: batch.at_scored(hidden)[None], batch)[0]
     return logits, batch.target, batch.row_index
@@ -82,8 +84,17 @@ def sequence_kls(policy: torch.nn.Module, reference: torch.nn.Module, rows: Sequ
 
 def batch_of(model: torch.nn.Module, rows: Sequence[Row]) -> ScoredBatch:
     """The forward pass over the rows: trees where the model takes them."""
-    make = tree_rows if takes_trees(bare_model(model)) else padded_rows
-    return make(rows, _device(model))
+    bare = bare_model(model)
+    if bare.config.is_encoder_decoder or not takes_trees(bare):
+        return _padded(model, rows)
+    return tree_rows(rows, _device(model))
+
+
+def _padded(model: torch.nn.Module, rows: Sequence[Row]) -> ScoredBatch:
+    config = bare_model(model).config
+    if config.is_encoder_decoder:
+        return decoder_rows(rows, start_id(config), _device(model))
+    return padded_rows(rows, _device(model))
 
 
 def _forward(
@@ -95,9 +106,15 @@ def _forward(
     """
     hook = head.register_forward_pre_hook(lambda _, args: (change(args[0]),))
     try:
-        logits: Tensor = model(**batch.inputs, use_cache=False).logits
+        return _logits(model, batch)
     finally:
         hook.remove()
+
+
+def _logits(model: torch.nn.Module, batch: ScoredBatch) -> Tensor:
+    """[B, T, V]"""
+    with each_prompt_once(bare_model(model), batch.first_alike):
+        logits: Tensor = model(**batch.inputs, use_cache=False).logits
     return logits
 
 

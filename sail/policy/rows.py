@@ -23,6 +23,7 @@ class ScoredBatch(NamedTuple):
     scored: Tensor  # [N] index into the B * T positions; the tokens of a row after one another, rows in order
     target: Tensor  # [N] the token
     row_index: Tensor  # [N] its row
+    first_alike: Tensor | None = None  # [B] of an encoder-decoder: the first row with the same prompt
 
     @classmethod
     def of(

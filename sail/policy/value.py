@@ -14,7 +14,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModel, PreTrainedModel
 
-from sail.policy.loading import Checkpoint, base_folder, quiet_loading
+from sail.policy.encoder_decoder import decoder_rows, start_id
+from sail.policy.loading import Checkpoint, base_folder, quiet_loading, without_dropout
 from sail.policy.rows import Row, padded_rows
 
 Per = Literal["token", "prompt"]
@@ -35,9 +36,11 @@ class ValueModel(torch.nn.Module):
     def forward(self, rows: Sequence[Row]) -> Tensor:
         """[T] float64: a value for every response token, read before the token is seen; rows after one another.
 
-        per 'prompt': V(x), read at the prompt's last token and repeated over the response.
+        per 'prompt': V(x), read where the first response token is predicted and repeated over the response.
         """
-        batch = padded_rows(rows, self.head.weight.device)
+        config, device = self.backbone.config, self.head.weight.device
+        encoded = config.is_encoder_decoder
+        batch = decoder_rows(rows, start_id(config), device) if encoded else padded_rows(rows, device)
         hidden = self.backbone(**batch.inputs, use_cache=False).last_hidden_state
         values = self.head(batch.at_scored(hidden)).squeeze(-1).double()
         if self.per == "token":
@@ -73,4 +76,4 @@ def load_value_model(folder: Path) -> ValueModel:
 def _backbone(folder: Path) -> PreTrainedModel:
     with quiet_loading():
         model: PreTrainedModel = AutoModel.from_pretrained(folder, dtype=torch.float32)
-    return model
+    return without_dropout(model)

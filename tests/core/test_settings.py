@@ -38,6 +38,23 @@ def test_a_wrong_type_names_key_and_value() -> None:
         parse_settings(RunSettings, minimal(seed="three"), "run.yaml")
 
 
+@pytest.mark.parametrize(
+    ("wrong", "path"),
+    [
+        ({"labelers": {"rm": {"kind": "reward_model", "path": "m", "batch_size": 0}}}, "labelers.rm.batch_size"),
+        ({"labelers": {"rm": {"kind": "callable"}}}, "labelers.rm.path"),
+        ({"data": {"prefs": {"limit": 3}}}, "data.prefs.path"),
+        ({"lora": {"target_modules": 3}}, "lora.target_modules"),
+        ({"seed": None}, "seed"),
+    ],
+)
+def test_a_wrong_key_is_named_as_the_user_wrote_it(wrong: dict[str, object], path: str) -> None:
+    """pydantic's own path holds the members of unions: labelers.rm.reward_model.batch_size."""
+    with pytest.raises(UserError) as caught:
+        parse_settings(RunSettings, minimal(**wrong), "run.yaml")
+    assert f"run.yaml: {path}: " in str(caught.value)
+
+
 def test_the_short_and_the_long_form_of_labels_are_the_same() -> None:
     short = {"responses": "policy", "labels": "rm", "label_mode": "soft", "label_temperature": 2.0}
     long = {"responses": "policy", "labels": {"by": "rm", "mode": "soft", "temperature": 2.0}}

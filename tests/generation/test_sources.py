@@ -106,9 +106,21 @@ def test_a_missing_file_is_an_error_before_anything_runs() -> None:
         source_leaf(DataSettings(path="nowhere/data.jsonl"), "data.prefs")
 
 
-def test_broken_json_names_the_file(tmp_path: Path) -> None:
-    (tmp_path / "data.jsonl").write_text('{"prompt": ')
-    with pytest.raises(UserError, match="cannot be read"):
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            '{"prompt": "tea?"}\n\n{"prompt": \n',
+            r"line 3 of '.*data\.jsonl' is no valid JSON: Expecting value at column",
+        ),
+        ('[\n{"prompt": "tea?"},\n{"prompt" "tea?"}\n]', r"line 3 of '.*data\.jsonl' is no valid JSON: Expecting ':'"),
+        ('{"prompt": "tea?"}\n"tea?"\n', r"line 2 of '.*data\.jsonl' is no object: 'tea\?'"),
+        ('[{"prompt": "tea?"}, 3]', r"entry 1 of '.*data\.jsonl' is no object: 3"),
+    ],
+)
+def test_broken_json_names_file_and_line(text: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "data.jsonl").write_text(text)
+    with pytest.raises(UserError, match=r"data\.prefs: " + message):
         read_source(DataSettings(path="data.jsonl"), tmp_path / "data.jsonl", "data.prefs")
 
 

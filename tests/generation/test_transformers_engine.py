@@ -109,3 +109,11 @@ def test_new_weights_change_the_draws(policy: TinyPolicy, tmp_path: Path) -> Non
     assert ids_of(engine.sample(REQUESTS, SETTINGS)) != before
     engine.use(leaf(policy.path))
     assert ids_of(engine.sample(REQUESTS, SETTINGS)) == before
+
+
+def test_a_policy_without_a_template_of_its_own_is_sampled(tmp_path: Path) -> None:
+    """Prompts come as ids, made with the template of the run."""
+    bare = make_tiny_policy(tmp_path, seed=1, tied=False)
+    engine = TransformersEngine()
+    engine.use(leaf(bare.path))
+    assert len(engine.sample(REQUESTS, SETTINGS.replace(stop=("w5",)))) == 3

@@ -58,6 +58,10 @@ REFUSED: dict[str, Mistake] = {
     "two origins of a reward model": Mistake(
         {"labelers": {"rm": {"path": "x"}}}, "labelers.rm", "exactly one of path", "fit"
     ),
+    "wrong type of a loss parameter": Mistake({"loss": {"beta": "much"}}, ".yaml: loss.beta: ", "'much'", "number"),
+    "wrong key in a route": Mistake(
+        {"routes": {"online": {"num_generations": 0}}}, ".yaml: routes.online.num_generations: ", "0", "greater than"
+    ),
     "unknown preset": Mistake({"preset": "sail-rp"}, "preset", "no preset 'sail-rp'", "Did you mean 'sail-pr'"),
     "unknown engine": Mistake(
         {"generation": {"engine": "transformer"}}, "generation.engine", "'transformer'", "Did you mean 'transformers'"
@@ -236,7 +240,9 @@ FOUND_IN_A_STAGE: dict[str, tuple[Callable[[Path, Path], Mapping[str, Any]], Mis
     "no prompt column": (
         _no_prompt_column, Mistake({}, "data.prompts, row 0", "no column 'prompt'", "columns: {prompt:"), {"data"}
     ),
-    "no JSON": (_no_json, Mistake({}, "data.prompts", "'broken.jsonl' cannot be read", "Check format"), {"data"}),
+    "no JSON": (
+        _no_json, Mistake({}, "data.prompts", "broken.jsonl' is no valid JSON: Expecting", "Mend or remove"), {"data"}
+    ),
     "tokenizer without a chat template": (
         _no_template, Mistake({}, "model_name_or_path", "no chat template", "Set chat_template"), set()
     ),

@@ -22,9 +22,13 @@ from typer.testing import CliRunner
 from loops.checks import check_run
 from loops.cli import app
 from loops.config import load_config
+from loops.context import Context
+from loops.iterate import run_phases
+from loops.plan import PlanBuilder
 from sail.core.errors import UserError
 from sail.core.records import Message
 from sail.core.run_settings import DataSettings
+from sail.core.store import Store
 from sail.generation import ENGINES
 from sail.generation.sources import SourceRow, read_source
 from sail.policy.chat import prompt_ids, response_ids, response_text
@@ -48,6 +52,34 @@ PLACEHOLDERS = [
 def test_every_preset_loads_with_a_model_and_data(name: str) -> None:
     config = load_config(name, PLACEHOLDERS)
     check_run(config.settings, ENGINES)
+
+
+PAPER = sorted((CONFIGS / "paper").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", PAPER, ids=[path.stem for path in PAPER])
+def test_the_papers_settings_are_planned_and_warned_of(path: Path, testbed: Path, tmp_path: Path) -> None:
+    """With the testbed's model and pairs in place of the Hub's; everything else as the file says."""
+    settings = load_config(
+        str(path),
+        [
+            f"model_name_or_path={testbed / 'sft'}",
+            f"data.prefs.path={testbed / 'prefs.jsonl'}",
+            "data.prefs.split=train",
+            *(["labelers.rm={kind: callable, path: 'sail.testbed.gold:hump'}"] if "sail-pr" in path.stem else []),
+        ],
+    ).settings
+    warnings = " ".join(check_run(settings, ENGINES))
+    published = settings.phases[1].routes["online"].sail_coef
+    assert f"sail_coef {published:g} is" in warnings
+    assert "WARNING: the published coefficients" in path.read_text()
+    plan = PlanBuilder(Store(tmp_path / "store"))
+    rounds = list(run_phases(Context(settings, plan, tmp_path)))
+    assert len(rounds) >= 2 and plan.new
+    update, share = settings.phases[1].update, settings.phases[1].routes["online"].share
+    assert update.horizon and share != "rest"
+    offline_passes = update.horizon * update.train_batch_size * (1 - share) / 10_000
+    assert offline_passes == pytest.approx(5, abs=0.02)
 
 
 COMPLETE = sorted([CONFIGS / "quickstart.yaml", *(CONFIGS / "examples").glob("*.yaml")])

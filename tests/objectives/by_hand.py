@@ -1,10 +1,14 @@
 """Losses worked out on paper: formulas with math, never with torch.
 
-BY_HAND: three pairs (or responses) with numbers whose loss can be worked out on paper.
+BY_HAND: three pairs with numbers whose loss can be worked out on paper.
           log-ratios           h    log pi      tokens   log-ratio per token   log pi per token
   pair 0: s_w =  2, s_l = -1   3    -4 and -4   2, 5      1,   -1/5 (6/5)      -2, -4/5 (-6/5)
   pair 1: s_w =  0, s_l =  0   0    -6 and -3   3, 1      0,    0   (0)        -2, -3   ( 1)
   pair 2: s_w = -2, s_l =  1  -3    -8 and -3   4, 2     -1/2,  1/2 (-1)       -2, -3/2 (-1/2)
+Losses of single responses see the winners, of which the first two answer one prompt and the third another:
+  response 0: score 1, thumb up,   win rate 3/4, token log-probs -1 -3,       values 1/2 1
+  response 1: score 0, thumb down, win rate 1/4, token log-probs -1 -2 -3,    values 0 0 1/4
+  response 2: score 2, thumb up,   win rate 1/2, token log-probs -2 -2 -2 -2, values 1 1 2 2
 """
 
 import math
@@ -12,6 +16,7 @@ import math
 import torch
 
 from sail.objectives import Responses
+from sail.objectives.responses import Tokens
 
 
 def sigmoid(z: float) -> float:
@@ -82,6 +87,27 @@ BY_HAND = {
         [0.6 * nls(1.5) + 0.4 * nls(-1.5), nls(0.0), nls(-1.5)],
     ),
     "sft": ({}, [4.0 / 2.0, 6.0 / 3.0, 8.0 / 4.0]),
+    "nll": ({}, [4.0, 6.0, 8.0]),
+    "rwr": (  # log_z = 1; the third weight, e^3, is capped
+        {"temperature": 0.5, "cap": 10.0},
+        [math.exp(1.0) * 4.0, math.exp(-1.0) * 6.0, 10.0 * 8.0],
+    ),
+    "kto": (  # z0 = 1
+        {"beta": 0.5, "desirable_weight": 2.0, "undesirable_weight": 3.0},
+        [2.0 * (1.0 - sigmoid(0.5)), 3.0 * (1.0 - sigmoid(0.5)), 2.0 * (1.0 - sigmoid(-1.5))],
+    ),
+    "sppo": ({"beta": 0.25}, [(2.0 - 1.0) ** 2, (0.0 + 1.0) ** 2, (-2.0 - 0.0) ** 2]),
+    "dro_v": ({"tau": 0.5}, [0.5 * 1.0 + 0.25 * 4.0, -0.25 * 3.0, 1.0 * 2.0 + 1.0 * 2.0 + 0.25 * 4.0]),
+    "dro_p": ({"tau": 1.0}, [0.5 * 2.0 * 0.25, 0.5 * 2.0 * 0.25, 0.0]),  # r - s = -1 and 0, mean -1/2
+    "rloo": ({"beta": 1.0}, [1.0 * -4.0, -1.0 * -6.0, 0.0]),  # r - s = -1 and 0, each the other's baseline
+    "kl_policy_ref": ({}, [2.0 * -4.0, -2.0 * -6.0, 0.0]),
+    "kl_ref_policy": ({}, [-2.0, 0.0, 2.0]),
+    "optimism": ({"sign": -1.0}, [-2.0, 0.0, 2.0]),
+    "linear": ({"beta": 0.5}, [-1.5, 0.0, 1.5]),
+    "abs_margin": ({"beta": 0.5}, [1.5, 0.0, 1.5]),
+}
+CRITICS_BY_HAND = {  # r - tau s = 0, 0, 3
+    "dro_v": ({"tau": 0.5}, [0.5 * (0.25 + 1.0) / 2.0, 0.5 * 0.0625 / 3.0, 0.5 * (4.0 + 4.0 + 1.0 + 1.0) / 4.0]),
 }
 
 
@@ -89,5 +115,17 @@ def tensor(*values: float) -> torch.Tensor:
     return torch.tensor(values, dtype=torch.float64)
 
 
-CHOSEN = Responses(tensor(-4.0, -6.0, -8.0), tensor(-6.0, -6.0, -6.0), tensor(2.0, 3.0, 4.0))
+CHOSEN = Responses(
+    tensor(-4.0, -6.0, -8.0),
+    tensor(-6.0, -6.0, -6.0),
+    tensor(2.0, 3.0, 4.0),
+    group=torch.tensor([0, 0, 1]),
+    tokens=Tokens(
+        tensor(-1.0, -3.0, -1.0, -2.0, -3.0, -2.0, -2.0, -2.0, -2.0), torch.tensor([0, 0, 1, 1, 1, 2, 2, 2, 2])
+    ),
+)
 REJECTED = Responses(tensor(-4.0, -3.0, -3.0), tensor(-3.0, -3.0, -4.0), tensor(5.0, 1.0, 2.0))
+
+TARGETS = {"score": tensor(1.0, 0.0, 2.0), "thumbs": tensor(1.0, 0.0, 1.0), "win_rate": tensor(0.75, 0.25, 0.5)}
+STATISTIC = tensor(1.0)[0]  # log_z of rwr, z0 of kto
+VALUES = tensor(0.5, 1.0, 0.0, 0.0, 0.25, 1.0, 1.0, 2.0, 2.0)

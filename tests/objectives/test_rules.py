@@ -42,11 +42,32 @@ SFT = RouteFacts("sft", responses_from_policy=False, labels_by="none")
         replace(PR, num_generations=4, keep="random"),
         replace(PR, temperature=0.9),
         replace(PR, stale=True),
-        replace(ITERATIVE, temperature=0.7, top_p=0.9, top_k=40, filters=True, importance_mode="none"),
+        replace(
+            ITERATIVE, temperature=0.7, top_p=0.9, top_k=40, linear_alignment=True, filters=True, importance_mode="none"
+        ),
         replace(DP, top_p=0.9, keep="best_worst", filters=True, temperature=0.5, importance_mode="none"),
     ],
 )
 def test_a_sound_route_has_no_findings(route):
+    assert check_route(route) == []
+
+
+SCORED = replace(SFT, loss="rwr", labels_by="others", labels_as="score")
+
+
+@pytest.mark.parametrize(
+    "route",
+    [
+        SCORED,
+        replace(SCORED, loss="nll", filtered=True),
+        replace(SCORED, loss="sft", has_prompt_tag=True),
+        replace(SCORED, loss="dro_v", has_value=True),
+        replace(SCORED, loss="kto", labels_as="thumbs"),
+        replace(OFFLINE, labels_by="order", sources=2),
+        replace(SFT, loss="kl_policy_ref", responses_from_policy=True, num_generations=2),
+    ],
+)
+def test_a_sound_route_of_single_responses_has_no_findings(route):
     assert check_route(route) == []
 
 
@@ -83,10 +104,23 @@ def test_a_sound_route_has_no_findings(route):
         (replace(PR, top_k=50), "top_k 50"),
         (replace(PR, min_p=0.05), "min_p 0.05"),
         (replace(PR, min_tokens=8), "min_tokens 8"),
+        (replace(PR, linear_alignment=True), "linear_alignment"),
         (replace(PP, temperature=0.9, importance_mode="none"), "temperature 0.9"),
         (replace(PP, sail_coef=0.0), "exactly zero"),
         (replace(PP, when="frozen", policy_is_reference=True), "every pair is a tie"),
         (replace(PP, when="frozen", policy_is_reference=True, sail_coef=0.0), "every pair is a tie"),
+        (replace(SFT, loss="rwr"), "rwr needs labels as score of single responses, and nobody gives any"),
+        (replace(SCORED, loss="kto"), "kto needs labels as thumbs of single responses, and they come as score"),
+        (replace(SFT, loss="sppo"), "sppo needs labels as win_rate"),
+        (replace(SCORED, loss="dro_v"), "needs a value network"),
+        (replace(SFT, loss="nll", filtered=True), "a filter needs scores"),
+        (replace(SFT, has_prompt_tag=True), "this route has no scores"),
+        (replace(SFT, loss="kl_policy_ref", responses_from_policy=True, num_generations=1), "num_generations is 1"),
+        (replace(SFT, labels_by="order"), "which of two is better"),
+        (replace(OFFLINE, labels_by="order"), "list of sources"),
+        (replace(OFFLINE, labels_by="order", sources=2, mode="soft"), "names winners, no probabilities"),
+        (replace(OFFLINE, labels_as="thumbs"), "compares pairs and cannot use labels as thumbs"),
+        (replace(OFFLINE, filtered=True), "filter keeps single responses"),
     ],
 )
 def test_what_cannot_be_right_is_refused(route, problem):
@@ -104,6 +138,7 @@ def test_what_cannot_be_right_is_refused(route, problem):
         (replace(PR, importance_apply_to="score"), "leaves an error"),
         (replace(PR, filters=True), "filtered"),
         (replace(PR, stale=True, importance_mode="none"), "stale samples"),
+        (replace(PR, sail_coef=0.3, beta=0.1), "sail_coef 0.3 is 3.0 times beta"),
     ],
 )
 def test_what_is_allowed_but_biased_is_warned_about(route, problem):
@@ -115,4 +150,4 @@ def test_all_findings_of_a_route_come_at_once_refusals_first():
     route = replace(PP, loss="slic", mode="hard", sail_coef=0.5, keep="best_worst", top_p=0.9, filters=True)
     levels = [finding.level for finding in check_route(route)]
     assert levels == ["refused"] * 3 + ["warned"] * 2
-    assert len(RULES) == 5
+    assert len(RULES) == 7

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
 from sail.policy.fused_head import TILE
 from sail.policy.logprobs import sequence_logps
@@ -36,14 +36,35 @@ def tiny_model(kind: str, **settings: Any) -> Any:
     return AutoModelForCausalLM.from_config(config, dtype=torch.float32).train()
 
 
+def tiny_encoder_decoder(kind: str, **settings: Any) -> Any:
+    """The same of an encoder-decoder; tie_word_embeddings=False gives T5 v1.1: a head of its own, nothing scaled."""
+    torch.manual_seed(3)
+    sizes = {
+        "vocab_size": VOCAB, "d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 4, "dropout_rate": 0.0,
+        "pad_token_id": 0, "eos_token_id": 1, "decoder_start_token_id": 0, "relative_attention_num_buckets": 8,
+    }  # fmt: skip
+    config = AutoConfig.for_model(kind, **{**sizes, **settings})
+    model = AutoModelForSeq2SeqLM.from_config(config, dtype=torch.float32).train()
+    if settings.get("tie_word_embeddings") is False:  # from_config ties it all the same
+        model.lm_head.weight = torch.nn.Parameter(0.3 * torch.randn(VOCAB, 32))
+    return model
+
+
+def plain_logits(model: torch.nn.Module, prompt: Sequence[int], response: Sequence[int]) -> torch.Tensor:
+    """[T, V] at the positions that predict a response's tokens, from a forward of one row."""
+    if not model.config.is_encoder_decoder:
+        return model(input_ids=torch.tensor([[*prompt, *response]])).logits[0, len(prompt) - 1 : -1]
+    before = torch.tensor([[model.config.decoder_start_token_id, *response]])
+    return model(input_ids=torch.tensor([prompt]), decoder_input_ids=before).logits[0, :-1]
+
+
 def oracle_logps(model: torch.nn.Module, rows: Sequence[Row]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     """Sequence log-probs [R] float64 from full logits, and the gradient of weights(R) @ them."""
     model = copy.deepcopy(model).double()
     model.zero_grad()
     sums = []
     for prompt, response in rows:
-        logits = model(input_ids=torch.tensor([[*prompt, *response]])).logits[0, len(prompt) - 1 : -1]
-        logps = torch.log_softmax(logits, -1)
+        logps = torch.log_softmax(plain_logits(model, prompt, response), -1)
         sums.append(logps.gather(1, torch.tensor(response, dtype=torch.int64)[:, None]).sum())
     logps_R = torch.stack(sums)
     (weights(len(rows)) @ logps_R).backward()

@@ -7,12 +7,15 @@ import torch
 
 from sail.core.artifacts import Artifact, leaf
 from sail.core.errors import UserError
+from sail.core.records import Message
 from sail.core.run_settings import LoraSettings
+from sail.policy.chat import prompt_ids, response_ids
 from sail.policy.loading import (
     add_adapter,
     context_length,
     export_merged,
     is_adapter,
+    is_encoder_decoder,
     load_policy,
     load_tokenizer,
     resolve_model,
@@ -20,9 +23,10 @@ from sail.policy.loading import (
 )
 from sail.policy.logprobs import sequence_logps
 from sail.policy.rows import Row
+from tests.encoder_decoder_fixtures import EOS_ID, make_tiny_t5
 from tests.serving_fixtures import CONTEXT, make_tiny_policy
 
-ROWS = [Row((5, 6, 7), (8, 9, 2)), Row((5,), (11, 2))]
+ROWS = [Row((5, 6, 7), (8, 9, 2)), Row((5,), (10, 2))]
 
 
 def test_a_merged_copy_of_an_adapter_has_the_adapter_s_log_probs(tmp_path: Path) -> None:
@@ -73,3 +77,61 @@ def test_a_tokenizer_without_a_template_needs_one(tmp_path: Path) -> None:
     template = tmp_path / "template.jinja"
     template.write_text("{{ messages }}")
     assert load_tokenizer(leaf(base.path), leaf(template)).chat_template == "{{ messages }}"
+
+
+WORDS = ["tea", "at", "noon", "good", "."]
+
+
+def _written(tokenizer: object, ids: tuple[int, ...]) -> str:
+    return " ".join(tokenizer.convert_ids_to_tokens(list(ids)))  # type: ignore[attr-defined]
+
+
+def test_a_t5_without_a_template_reads_the_plain_turns_and_one_eos(tmp_path: Path) -> None:
+    make_tiny_t5(tmp_path, WORDS)
+    tokenizer = load_tokenizer(leaf(tmp_path))
+    turns = [Message(role="system", content="good"), Message(role="user", content="tea at noon")]
+    assert prompt_ids(tokenizer, turns[1:]) == tuple(tokenizer("tea at noon")["input_ids"]), "as T5 does it itself"
+    assert _written(tokenizer, prompt_ids(tokenizer, turns)) == "▁good ▁tea ▁at ▁noon </s>"
+    assert _written(tokenizer, response_ids(tokenizer, turns, "good .", (EOS_ID,))) == "▁good ▁. </s>"
+
+
+def test_a_t5_has_no_context_of_its_own(tmp_path: Path) -> None:
+    """Its positions are relative; n_positions (16 here) says how it was trained."""
+    make_tiny_t5(tmp_path, WORDS)
+    assert is_encoder_decoder(leaf(tmp_path))
+    assert context_length(leaf(tmp_path)) == 1 << 20
+
+
+@pytest.mark.parametrize("tied", [True, False], ids=["T5", "T5 v1.1"])
+def test_a_t5_and_its_adapter_come_back_as_they_were_saved(tied: bool, tmp_path: Path) -> None:
+    make_tiny_t5(tmp_path / "base", WORDS, tied=tied)
+    base = leaf(tmp_path / "base")
+    adapted = add_adapter(load_policy(base), LoraSettings(r=4), seed=0)  # type: ignore[arg-type]
+    with torch.no_grad():
+        for name, weight in adapted.named_parameters():
+            if "lora_B" in name:
+                weight.normal_(std=0.3, generator=torch.Generator().manual_seed(len(name)))
+    for model, name in ((load_policy(base), "full"), (adapted, "adapter")):
+        save_policy(model, load_tokenizer(base), tmp_path / name)
+        checkpoint = Artifact("checkpoint", "k", tmp_path / name)
+        assert is_encoder_decoder(checkpoint)
+        with torch.no_grad():
+            torch.testing.assert_close(sequence_logps(load_policy(checkpoint), ROWS), sequence_logps(model, ROWS))
+    with torch.no_grad():
+        moved = sequence_logps(adapted, ROWS) - sequence_logps(load_policy(base), ROWS)
+        assert float(moved.abs().max()) > 1e-2
+
+
+def test_training_has_no_dropout_but_the_adapter_s_and_the_saved_configuration_keeps_its_own(tmp_path: Path) -> None:
+    made = make_tiny_t5(tmp_path / "base", WORDS)
+    base = leaf(tmp_path / "base")
+    assert made.config.dropout_rate == 0.1
+    model = load_policy(base, trainable=True)
+    with torch.no_grad():
+        assert torch.equal(sequence_logps(model.train(), ROWS), sequence_logps(load_policy(base), ROWS))
+        assert not torch.equal(sequence_logps(made.train(), ROWS), sequence_logps(model, ROWS))
+    save_policy(model, load_tokenizer(base), tmp_path / "saved")
+    assert '"dropout_rate": 0.1' in (tmp_path / "saved" / "model" / "config.json").read_text()
+    adapted = add_adapter(model, LoraSettings(r=4, dropout=0.5), seed=0).train()  # type: ignore[arg-type]
+    rates = {module.p for name, module in adapted.named_modules() if "lora_dropout.default" in name}
+    assert rates == {0.5}
