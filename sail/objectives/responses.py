@@ -62,10 +62,10 @@ class Responses(NamedTuple):
     up or down, or its win rate. None where the loss reads no label."""
     group: Tensor | None = None
     """[B] int64: the prompt of each response, counted from 0; for losses whose unit is a group."""
-    tokens: Tokens | None = None
-    """the same log-probs token by token; for losses with per-token terms."""
     feature_distances: Tensor | None = None
     """[B] float64, >= 0: M, how far features moved from the reference's; for losses of features. Carries a gradient."""
+    tokens: Tokens | None = None
+    """the same log-probs token by token; for losses with per-token terms."""
 
 
 def log_ratio(responses: Responses) -> Tensor:

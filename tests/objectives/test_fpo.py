@@ -1,25 +1,17 @@
-"""FPO by hand: the constraint inside the sigmoid, the side its gradient takes, and which features are compared."""
+"""FPO: the side its gradient takes, and which features are compared. (Its values by hand: by_hand.py.)"""
 
 import math
 
-import pytest
 import torch
 
-from sail.core.errors import UserError
-from sail.objectives import LOSSES
 from sail.objectives.averaged import dpo_norm
 from sail.objectives.features import feature_distances, fpo
 
-from .by_hand import CHOSEN, REJECTED, nls, tensor
+from .by_hand import CHOSEN, REJECTED, tensor
 
 
-def test_the_loss_by_hand():
-    """Gaps of log-ratios per token 6/5, 0, -1; alpha (M_l - M_w) = .5 * (1, 0, -3)."""
-    chosen = CHOSEN._replace(feature_distances=tensor(1.0, 2.0, 4.0))
-    rejected = REJECTED._replace(feature_distances=tensor(2.0, 2.0, 1.0))
-    expected = tensor(nls(2.0 * (1.2 - 0.5)), nls(0.0), nls(2.0 * (-1.0 + 1.5)))
-    torch.testing.assert_close(fpo(chosen, rejected, beta=2.0, alpha=0.5), expected)
-    torch.testing.assert_close(fpo(chosen, rejected, beta=2.0, alpha=0.0), dpo_norm(CHOSEN, REJECTED, beta=2.0))
+def test_without_the_constraint_it_is_length_normalised_dpo():
+    torch.testing.assert_close(fpo(CHOSEN, REJECTED, beta=2.0, alpha=0.0), dpo_norm(CHOSEN, REJECTED, beta=2.0))
 
 
 def test_the_gradient_draws_the_rejected_features_to_the_reference_and_leaves_the_chosen_alone():
@@ -59,13 +51,3 @@ def test_rows_know_nothing_of_each_other_and_equal_features_have_no_gradient():
     same = features.clone().requires_grad_()
     feature_distances(same, features, 3).sum().backward()
     assert same.grad is not None and same.grad.abs().max() == 0.0
-
-
-def test_its_row_and_its_parameters():
-    row = LOSSES["fpo"]
-    assert row.params == {"beta": 0.1, "alpha": 0.5} and "features" in row.needs
-    assert row.baseline_start() == pytest.approx(math.log(2.0))
-    row.check(beta=0.1, alpha=0.0)
-    for wrong in ({"beta": 0.0}, {"alpha": -1.0}):
-        with pytest.raises(UserError, match=next(iter(wrong))):
-            row.check(**{**row.params, **wrong})

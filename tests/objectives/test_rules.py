@@ -150,4 +150,4 @@ def test_all_findings_of_a_route_come_at_once_refusals_first():
     route = replace(PP, loss="slic", mode="hard", sail_coef=0.5, keep="best_worst", top_p=0.9, filters=True)
     levels = [finding.level for finding in check_route(route)]
     assert levels == ["refused"] * 3 + ["warned"] * 2
-    assert len(RULES) == 7
+    assert len(RULES) == 9
