@@ -17,7 +17,7 @@ from sail.generation.sources import source_leaf
 from sail.labeling import LABELERS
 from sail.labeling.labeler_row import Labeler
 from sail.labeling.reward_fit import fit_reward_model
-from sail.policy.features import SaeSource
+from sail.policy.autoencoder import SaeSource
 from sail.policy.loading import Checkpoint, resolve_model
 
 

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from sail.objectives.features import feature_distances
-from sail.policy.features import SparseAutoencoder, logps_and_features
+from sail.policy.autoencoder import SparseAutoencoder
+from sail.policy.features import logps_and_features
 from sail.policy.logprobs import ResponseTokens, token_logps
 from sail.update.items import Item, Side
 

@@ -6,7 +6,7 @@ from typing import Any
 from sail.core.artifacts import Artifact, Keyed, Leaf
 from sail.core.run_settings import ComponentSettings, ImportanceSettings, LoraSettings, UpdateSettings
 from sail.core.store import Recipe
-from sail.policy.features import SaeSource
+from sail.policy.autoencoder import SaeSource
 from sail.policy.loading import Checkpoint
 from sail.update.items import RouteInput
 

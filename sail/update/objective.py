@@ -25,7 +25,7 @@ from sail.objectives.online import (
 )
 from sail.objectives.responses import Rollout, Tokens
 from sail.objectives.statistics import accepted
-from sail.policy.features import SparseAutoencoder
+from sail.policy.autoencoder import SparseAutoencoder
 from sail.update.items import Item, Side
 
 

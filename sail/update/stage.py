@@ -17,7 +17,7 @@ from sail.core.seeds import derive_seed
 from sail.core.store import Builder, Workspace
 from sail.objectives import find_loss
 from sail.objectives.baseline import RunningMean
-from sail.policy.features import load_sae
+from sail.policy.autoencoder import load_sae
 from sail.update.batches import batch_indices, exact_shares, steps_for_epochs
 from sail.update.inputs import UpdateInputs, update_recipe
 from sail.update.items import Item, RouteInput, load_items

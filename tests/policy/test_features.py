@@ -8,7 +8,8 @@ from safetensors.torch import save_file
 
 from sail.core.artifacts import leaf
 from sail.core.errors import UserError
-from sail.policy.features import SaeSource, SparseAutoencoder, load_sae, logps_and_features
+from sail.policy.autoencoder import SaeSource, SparseAutoencoder, load_sae
+from sail.policy.features import logps_and_features
 from sail.policy.logprobs import token_logps
 from sail.policy.rows import Row
 from tests.policy.oracle import gradient, relative_error, tiny_model, weights

@@ -12,7 +12,8 @@ from sail.core.artifacts import leaf
 from sail.core.run_settings import ComponentSettings, LossSettings, SaeSettings
 from sail.core.store import Store
 from sail.objectives.features import feature_distances
-from sail.policy.features import SaeSource, load_sae, score_features
+from sail.policy.autoencoder import SaeSource, load_sae
+from sail.policy.features import score_features
 from sail.policy.loading import Checkpoint, load_policy
 from sail.policy.scoring import score_logps
 from sail.update.items import Item, Side, load_items
