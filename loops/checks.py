@@ -12,6 +12,7 @@ from sail.objectives.route_facts import RouteFacts
 from sail.objectives.rules import check_route
 from sail.policy.loading import Checkpoint, is_encoder_decoder
 from sail.update.batches import exact_shares
+from sail.update.eight_bit import check_optimizer
 
 POLICY, REFERENCE, NOBODY, DATA_ORDER = "policy", "reference", "none", "order"
 
@@ -26,6 +27,7 @@ def check_run(settings: RunSettings, engines: Iterable[str]) -> list[str]:
         _check_sources(phase, settings)
         _check_schedule(phase)
         _check_linear_alignment(phase)
+        check_optimizer(phase.update.optimizer)
         if phase.routes:
             exact_shares({name: route.share for name, route in phase.routes.items()})
         else:

@@ -1,4 +1,4 @@
-"""The command line: sail init | run | plan | status | report | show | doctor | methods | serve."""
+"""The command line: `sail init`, `sail run`, `sail plan`, `sail ablate` and what looks at their results."""
 
 import errno
 import json
@@ -15,6 +15,8 @@ from sail.core.errors import UserError
 from sail.serving.errors import ServerError
 
 if TYPE_CHECKING:  # commands import what they need: `sail --help` waits for no torch
+    from loops.ablation import Ablation
+    from loops.ablation_folder import AblationFolder
     from loops.config import Config
     from loops.run_folder import RunFolder
     from sail.core.run_settings import RunSettings
@@ -54,13 +56,27 @@ def run(config: str, overrides: Overrides = None, out: Out = None, smoke: Smoke 
 
 
 @app.command()
+def ablate(config: str, overrides: Overrides = None, out: Out = None, smoke: Smoke = False) -> None:
+    """Run or resume every arm under every seed, sharing what is equal, and compare them. Ends with 1 if one failed."""
+    from loops.ablate import ablate as ablate_config
+
+    if not ablate_config(*_load_ablation(config, overrides, out, smoke), console):
+        raise typer.Exit(1)
+
+
+@app.command()
 def plan(config: str, overrides: Overrides = None, out: Out = None, smoke: Smoke = False) -> None:
     """What would run, what is reused, memory, tokens, disk. Computes nothing; Hub models are downloaded."""
+    from loops.ablation import is_ablation
+    from loops.ablation_plan import print_ablation_plan
     from loops.checks import check_run
     from loops.estimates import print_plan
     from loops.run import make_plan
     from sail.generation import ENGINES
 
+    if is_ablation(config):
+        print_ablation_plan(*_load_ablation(config, overrides, out, smoke), console)
+        return
     _, settings, folder = _load(config, overrides, out, smoke)
     for warning in check_run(settings, ENGINES):
         console.print(f"[yellow]warning[/] {escape(warning)}", highlight=False)
@@ -69,18 +85,28 @@ def plan(config: str, overrides: Overrides = None, out: Out = None, smoke: Smoke
 
 @app.command()
 def status(run: RunArgument) -> None:
-    """The rounds of a run and where it stands."""
+    """The rounds of a run and where it stands; of an ablation, which runs are done."""
+    from loops.ablate import print_ablation_status
+    from loops.ablation_folder import AblationFolder, is_ablation_folder
     from loops.inspection import print_status
 
-    print_status(run, console)
+    if is_ablation_folder(run):
+        print_ablation_status(AblationFolder(run.absolute()), console)
+    else:
+        print_status(run, console)
 
 
 @app.command()
 def report(run: RunArgument) -> None:
-    """Print the table of a run and write report.html anew."""
+    """Print the table of a run or an ablation and write report.html anew."""
+    from loops.ablate import compare
+    from loops.ablation_folder import AblationFolder, is_ablation_folder
     from loops.inspection import rewrite_report
 
-    rewrite_report(run, console)
+    if is_ablation_folder(run):
+        compare(AblationFolder(run.absolute()), console)
+    else:
+        rewrite_report(run, console)
 
 
 @app.command()
@@ -89,6 +115,26 @@ def show(run: RunArgument, id: Annotated[str, typer.Argument(help="a prompt, res
     from loops.inspection import show_id
 
     show_id(run, id, console)
+
+
+@app.command()
+def verify(run: RunArgument) -> None:
+    """Compare every artifact of a run, or of an ablation's runs, with its manifest. Ends with 1 if one is damaged."""
+    from loops.upkeep import verify_run
+
+    if not verify_run(run.absolute(), console):
+        raise typer.Exit(1)
+
+
+@app.command()
+def prune(
+    root: Annotated[Path, typer.Argument(help="an output root, such as runs")] = Path("runs"),
+    dry: Annotated[bool, typer.Option("--dry", help="say what would go, remove nothing")] = False,
+) -> None:
+    """Remove the artifacts in a root's store that no run in it points to."""
+    from loops.upkeep import prune_root
+
+    prune_root(root.absolute(), console, dry=dry)
 
 
 @app.command()
@@ -141,8 +187,25 @@ def _load(
 
     loaded = load_config(config, overrides or [])
     settings = smoke_overrides(loaded.settings) if smoke else loaded.settings
-    folder = out if out is not None else Path("runs") / (loaded.name + ("-smoke" if smoke else ""))
-    return loaded, settings, RunFolder(folder.absolute())
+    path = out if out is not None else Path("runs") / (loaded.name + ("-smoke" if smoke else ""))
+    folder = RunFolder(path.absolute())
+    if out is None:
+        folder.check_owner(loaded)
+    return loaded, settings, folder
+
+
+def _load_ablation(
+    config: str, overrides: list[str] | None, out: Path | None, smoke: bool
+) -> "tuple[Ablation, AblationFolder]":
+    """The ablation and its folder."""
+    from loops.ablation import load_ablation
+    from loops.ablation_folder import AblationFolder
+
+    loaded = load_ablation(config, overrides or [], smoke=smoke)
+    path = out if out is not None else Path("runs") / (loaded.name + ("-smoke" if smoke else ""))
+    folder = AblationFolder(path.absolute())
+    folder.check_free(loaded, chosen=out is not None)
+    return loaded, folder
 
 
 def main() -> None:

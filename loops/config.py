@@ -15,7 +15,8 @@ from sail.core.run_settings import PhaseSettings, RunSettings
 from sail.core.settings import nearest, parse_settings
 
 _RUN_KEYS = [name for name in RunSettings.model_fields if name != "phases"]
-_PHASE_KEYS = [name for name in PhaseSettings.model_fields if name != "name"]
+_OWN_KEYS = ("name", "seed")  # of a phase alone; beside the phases, seed is the run's
+_PHASE_KEYS = [name for name in PhaseSettings.model_fields if name not in _OWN_KEYS]
 _BATCH_TRIPLE = ("per_device_train_batch_size", "gradient_accumulation_steps")
 
 
@@ -26,17 +27,18 @@ class Config:
     name: str
     asked: Document
     settings: RunSettings
+    source: str  # a preset's name, or the file's absolute path
 
 
 def load_config(source: str, overrides: Sequence[str] = ()) -> Config:
     """Read `source`: a YAML file or the name of a preset."""
     path = Path(source)
-    if path.suffix not in (".yaml", ".yml") and source in preset_names():
-        asked: Document = {"preset": source}
-    else:
-        asked = read_document(path)
+    is_preset = path.suffix not in (".yaml", ".yml") and source in preset_names()
+    asked: Document = {"preset": source} if is_preset else read_document(path)
+    if "arms" in asked:
+        raise UserError("an ablation, no run", where=source, cure=f"sail ablate {source}")
     asked = override(asked, overrides)
-    return Config(path.stem, asked, resolve(asked, source))
+    return Config(path.stem, asked, resolve(asked, source), source if is_preset else str(path.absolute()))
 
 
 def resolve(asked: Mapping[str, Any], source: str = "config") -> RunSettings:
@@ -61,7 +63,7 @@ def resolve(asked: Mapping[str, Any], source: str = "config") -> RunSettings:
 
 
 def _phase(shared: Mapping[str, Any], own: Mapping[str, Any], name: str, source: str) -> Document:
-    _known_keys(own, [*_PHASE_KEYS, "name"], source)
+    _known_keys(own, [*_PHASE_KEYS, *_OWN_KEYS], source)
     preset = own.get("preset", shared.get("preset"))
     base = read_preset(str(preset), f"{source}: preset") if preset is not None else {}
     base = {key: value for key, value in base.items() if key != "about"}

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from sail.core.artifacts import Artifact, Leaf, leaf
-from sail.core.run_settings import PhaseSettings, RewardModelLabeler, RunSettings
+from sail.core.run_settings import PhaseSettings, RewardModelLabeler, RunSettings, Stream, VllmSettings
 from sail.core.seeds import derive_seed
 from sail.core.store import Builder
 from sail.generation import ENGINES
@@ -22,22 +22,46 @@ from sail.policy.loading import Checkpoint, resolve_model
 
 
 @dataclass
+class Engines:
+    """Engines by name, opened when first used; the runs of an ablation share them, one server for all."""
+
+    log_folder: Path
+    _open: dict[str, tuple[VllmSettings, Engine]] = field(default_factory=dict)
+
+    def engine(self, name: str, settings: VllmSettings) -> Engine:
+        """The engine `name`; one that runs with other settings is closed first."""
+        if name in self._open and self._open[name][0] != settings:
+            self._open.pop(name)[1].close()
+        if name not in self._open:
+            self._open[name] = (settings, ENGINES[name].open(settings, self.log_folder))
+        return self._open[name][1]
+
+    def close(self) -> None:
+        while self._open:
+            self._open.popitem()[1][1].close()
+
+
+@dataclass
 class Context:
     """One attempt at a run. Everything here is found by name; nothing here decides the order of stages."""
 
     settings: RunSettings
     builder: Builder
     log_folder: Path
-    _engines: dict[str, Engine] = field(default_factory=dict)
+    engines: Engines | None = None  # of several runs, closed by whoever opened them; default: its own
     _sources: dict[str, Leaf] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.model = resolve_model(self.settings.model_name_or_path, self.settings.revision)
         template = self.settings.chat_template
+        self._engines = self.engines or Engines(self.log_folder)
         self.template = None if template is None else leaf(Path(template), "chat_template")
 
-    def seed(self, *stream: str) -> int:
-        return derive_seed(self.settings.seed, *stream)
+    def seed(self, stream: Stream, *names: str, phase: PhaseSettings | None = None) -> int:
+        """The seed of a random stream: its own, else the phase's, else the run's."""
+        of_phase = None if phase is None else phase.seed
+        seed = self.settings.seeds.get(stream, self.settings.seed if of_phase is None else of_phase)
+        return derive_seed(seed, stream, *names)
 
     def data(self, name: str) -> Artifact:
         """The tokenised data source `name`."""
@@ -80,14 +104,12 @@ class Context:
         return fit_reward_model(self.builder, self.data(fit.data), init, fit, self.seed("reward", name))
 
     def engine(self, name: str) -> Engine:
-        if name not in self._engines:
-            self._engines[name] = ENGINES[name].open(self.settings.vllm, self.log_folder)
-        return self._engines[name]
+        return self._engines.engine(name, self.settings.vllm)
 
     def engine_settings(self, name: str) -> Mapping[str, Any]:
         """What of the engine can change a sample."""
         return self.settings.vllm.recipe() if name == "vllm" else {}
 
     def close(self) -> None:
-        for engine in self._engines.values():
-            engine.close()
+        if self.engines is None:
+            self._engines.close()

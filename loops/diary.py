@@ -1,8 +1,10 @@
 """The run's diary on the terminal: a line for what was made, a line a round, progress in between, never a flood."""
 
+import json
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -15,16 +17,22 @@ _SHOWN = ("samples", "tokens", "pairs", "labels/pairs", "steps", "responses", "a
 
 @dataclass
 class Diary:
-    """Prints stage events. Reused artifacts are silent; progress comes at most every interval_s."""
+    """Prints stage events. Reused artifacts are silent; progress comes at most every interval_s.
+
+    log: a line for every artifact that was built, with its seconds: clock times belong into no artifact.
+    """
 
     console: Console
     interval_s: float
+    log: Path
     _last_line_s: float = field(default_factory=time.monotonic)
 
     def __call__(self, event: StageEvent) -> None:
         if event.kind == "built":
             counts = _figures(event.artifact.result())
             self._line(event, f"{event.seconds:6.1f} s  {counts}")
+            with self.log.open("a") as file:
+                file.write(json.dumps({"artifact": event.artifact.id, "seconds": round(event.seconds, 3)}) + "\n")
         elif event.kind == "note" and (
             event.text.startswith(_IMPORTANT) or time.monotonic() - self._last_line_s >= self.interval_s
         ):

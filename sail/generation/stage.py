@@ -36,16 +36,17 @@ def generate(
 ) -> Artifact:
     """Draw num_samples responses to each prompt of the round from `policy`; origin 'reference' names its samples so.
 
-    `table` of the prompts artifact is 'train' or 'held_out'. The seed of a prompt is the hash of (seed, table, round,
-    prompt id); sample i has seed + i.
+    `table` of the prompts artifact is 'train' or 'held_out'. The seed of a prompt is the hash of (seed, table, origin,
+    round, prompt id); sample i has seed + i.
     """
 
     def run(workspace: Workspace) -> dict[str, int]:
         chosen = round_prompts(prompts.read(Prompt, table), per_round, round_index=round_index, seed=seed)
         tokenizer = load_tokenizer(policy, chat_template)
+        stream = (table,) if origin == "policy" else (table, origin)  # else equal policies would draw the same
         requests = [
             SampleRequest(
-                prompt, num_samples, derive_seed(seed, table, round_index, prompt.prompt_id),
+                prompt, num_samples, derive_seed(seed, *stream, round_index, prompt.prompt_id),
                 _principled(tokenizer, prompt, settings),
             )
             for prompt in chosen

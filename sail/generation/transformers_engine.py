@@ -13,6 +13,7 @@ from sail.generation.continuations import Continuation, continuation
 from sail.generation.engine import Drawn, SampleRequest
 from sail.generation.linear_alignment import Aligned
 from sail.policy.chat import response_text
+from sail.policy.devices import compute_device, free_memory, to_device
 from sail.policy.loading import Checkpoint, eos_ids, load_policy, model_folder
 
 
@@ -20,14 +21,15 @@ class TransformersEngine:
     """Draws by inverse CDF from one uniform per (sample, position), so a draw depends on its own seed alone."""
 
     def __init__(self) -> None:
-        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self._device = compute_device()
         self._policy: Checkpoint | None = None
 
     def use(self, policy: Checkpoint) -> None:
         if self._policy == policy:
             return
         dtype = torch.bfloat16 if self._device.type == "cuda" else torch.float32
-        self._model = torch.nn.Module.to(load_policy(policy), self._device, dtype)
+        self._model = load_policy(policy)
+        to_device(self._model, dtype)
         self._tokenizer = AutoTokenizer.from_pretrained(model_folder(policy))  # it decodes, and needs no template
         self._eos = eos_ids(policy, self._tokenizer)
         self._policy = policy
@@ -42,6 +44,7 @@ class TransformersEngine:
     def close(self) -> None:
         self._policy = None
         self.__dict__.pop("_model", None)
+        free_memory()
 
     @torch.no_grad()
     def _sample_batch(self, requests: Sequence[SampleRequest], settings: GenerationSettings) -> list[list[Drawn]]:

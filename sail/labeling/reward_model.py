@@ -1,7 +1,6 @@
 """A reward model: conversations in, one number each out."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,11 +12,11 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
-from transformers.utils import logging
 
 from sail.core.errors import UserError
 from sail.core.records import Example
-from sail.policy.loading import quiet_loading
+from sail.policy.devices import compute_device, to_device
+from sail.policy.loading import another_head, quiet_loading
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +64,7 @@ def load_reward_model(folder: Path, where: str) -> RewardModel:
     """
     with quiet_loading():
         model, report = AutoModelForSequenceClassification.from_pretrained(
-            folder, dtype="auto" if torch.cuda.is_available() else torch.float32, output_loading_info=True
+            folder, dtype="auto" if compute_device().type == "cuda" else torch.float32, output_loading_info=True
         )
     cure = "Give a sequence-classification model with num_labels 1"
     if report["missing_keys"]:
@@ -81,21 +80,10 @@ def new_reward_model(folder: Path, seed: int, where: str) -> RewardModel:
 
     On the GPU where there is one. The head is drawn from `seed`; torch's global stream is left as it was.
     """
-    with torch.random.fork_rng(), quiet_loading(), _expecting_a_new_head():
+    with torch.random.fork_rng(), quiet_loading(), another_head():
         torch.manual_seed(seed)
         model = AutoModelForSequenceClassification.from_pretrained(folder, num_labels=1, dtype=torch.float32)
     return _with_padding(model, AutoTokenizer.from_pretrained(folder), where)
-
-
-@contextmanager
-def _expecting_a_new_head() -> Iterator[None]:
-    """Without transformers' report of the head that is missing: it is to be trained."""
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
 
 
 def _with_padding(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, where: str) -> RewardModel:
@@ -111,5 +99,5 @@ def _with_padding(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, wh
     config.pad_token_id = pad_id
     if tokenizer.pad_token_id != pad_id:
         tokenizer.pad_token = tokenizer.convert_ids_to_tokens(pad_id)
-    torch.nn.Module.to(model, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    to_device(model)
     return RewardModel(model, tokenizer)

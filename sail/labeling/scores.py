@@ -8,6 +8,7 @@ from sail.core.run_settings import CallableLabeler, RewardModelLabeler
 from sail.core.store import Builder, Recipe, Workspace
 from sail.labeling import LABELERS, Labeler
 from sail.labeling.labeler_row import Scorer
+from sail.policy.devices import free_memory
 
 VERSION = 1
 _TABLE = "scores"
@@ -42,6 +43,8 @@ def score_responses(builder: Builder, responses: Artifact, labeler: Labeler, *, 
             done.append(f"{_TABLE}-{len(done):05d}")
             scored += shard
             workspace.say(f"{labeler.name} scored {len(scored)} of {len(groups)} prompts")
+        del scorer
+        free_memory()
         return _counts(scored)
 
     recipe = Recipe("scores", VERSION, labeler.recipe, {"responses": responses, "labeler": labeler.source})

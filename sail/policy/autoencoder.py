@@ -9,6 +9,7 @@ from torch import Tensor
 
 from sail.core.artifacts import Leaf
 from sail.core.errors import UserError
+from sail.policy.devices import compute_device
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,5 +57,5 @@ def load_sae(source: SaeSource) -> SparseAutoencoder:
     if weight.ndim != 2 or bias.shape != weight.shape[1:] or threshold.shape != bias.shape:
         shapes = f"W_enc {tuple(weight.shape)}, b_enc {tuple(bias.shape)}, threshold {tuple(threshold.shape)}"
         raise UserError(f"its shapes do not fit: {shapes}", where=where, cure="Give W_enc as [H, F], the others [F]")
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = compute_device()
     return SparseAutoencoder(weight.to(device), bias.to(device), threshold.to(device), source.layer, source.k)

@@ -18,9 +18,10 @@ from sail.core.records import ResponseFeatures, SampleGroup
 from sail.core.store import Builder, Recipe, Workspace
 from sail.policy.architectures import bare_model, fused_head_of
 from sail.policy.autoencoder import SaeSource, SparseAutoencoder, load_sae
+from sail.policy.devices import to_device
 from sail.policy.loading import Checkpoint, load_policy
-from sail.policy.logprobs import ResponseTokens, batch_of, fused_head_logps
-from sail.policy.rows import Row, split_by_tokens
+from sail.policy.logprobs import ResponseTokens, batch_of, fused_head_logps, microbatches
+from sail.policy.rows import Row
 
 VERSION = 1
 
@@ -104,10 +105,9 @@ def score_features(
 def _features_of(
     model: torch.nn.Module, rows: Sequence[Row], sae: SparseAutoencoder, *, bf16: bool, max_tokens: int
 ) -> list[Tensor]:
-    device = sae.weight.device
-    model.to(device)
+    device = to_device(model)
     found: dict[int, Tensor] = {}
-    for part in split_by_tokens([row.num_tokens for row in rows], max_tokens):
+    for part in microbatches(model, [[row] for row in rows], max_tokens):
         with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=bf16):
             _, features = logps_and_features(model, [rows[index] for index in part], sae)
         found |= zip(part, features.cpu(), strict=True)

@@ -209,3 +209,16 @@ def quiet_loading() -> Iterator[None]:
     finally:
         if enabled and not os.environ.get("HF_HUB_DISABLE_PROGRESS_BARS"):
             logging.enable_progress_bar()
+
+
+@contextmanager
+def another_head() -> Iterator[None]:
+    """Without transformers' report of heads that are missing or left over: another one is meant to be trained."""
+    from transformers.utils import logging
+
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)

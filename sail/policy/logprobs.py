@@ -16,7 +16,7 @@ from torch import Tensor
 from sail.policy.architectures import bare_model, fused_head_of, logit_transform, takes_trees
 from sail.policy.encoder_decoder import decoder_rows, each_prompt_once, start_id
 from sail.policy.fused_head import fused_logps
-from sail.policy.rows import Row, ScoredBatch, padded_rows
+from sail.policy.rows import Row, ScoredBatch, padded_rows, split_by_tokens, tree_microbatches
 from sail.policy.trees import tree_rows
 
 
@@ -82,12 +82,25 @@ def sequence_kls(policy: torch.nn.Module, reference: torch.nn.Module, rows: Sequ
     return _row_sums((logps.exp() * (logps - ref_logps)).sum(-1), row_index, len(rows))
 
 
+def microbatches(model: torch.nn.Module, items: Sequence[Sequence[Row]], budget: int) -> list[list[int]]:
+    """Positions of `items` (rows that stay together) in microbatches of at most `budget` tokens, as this model runs
+    them: prompts once where it takes trees, else padded to the longest row."""
+    if _runs_trees(model):
+        return tree_microbatches(items, budget)
+    widths = [max(row.num_tokens for row in rows) for rows in items]
+    return split_by_tokens(widths, budget, max(map(len, items), default=1))
+
+
+def _runs_trees(model: torch.nn.Module) -> bool:
+    bare = bare_model(model)
+    return fused_head_of(bare) is not None and takes_trees(bare)
+
+
 def batch_of(model: torch.nn.Module, rows: Sequence[Row]) -> ScoredBatch:
     """The forward pass over the rows: trees where the model takes them."""
-    bare = bare_model(model)
-    if bare.config.is_encoder_decoder or not takes_trees(bare):
-        return _padded(model, rows)
-    return tree_rows(rows, _device(model))
+    if _runs_trees(model):
+        return tree_rows(rows, _device(model))
+    return _padded(model, rows)
 
 
 def _padded(model: torch.nn.Module, rows: Sequence[Row]) -> ScoredBatch:

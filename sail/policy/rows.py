@@ -1,6 +1,6 @@
 """Rows of tokens: a prompt with one response, padded together and split by token budget."""
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from typing import Any, NamedTuple, Self
 
 import torch
@@ -54,6 +54,36 @@ def padded_rows(rows: Sequence[Row], device: torch.device) -> ScoredBatch:
     scored = [range(start, start + len(row.response_ids)) for start, row in zip(first, rows, strict=True)]
     inputs = {"input_ids": input_ids.to(device), "attention_mask": mask.to(device)}
     return ScoredBatch.of(inputs, scored, rows, device)
+
+
+def tree_microbatches(items: Sequence[Sequence[Row]], budget: int) -> list[list[int]]:
+    """Positions of `items` (rows that stay together) in microbatches, each at most `budget` tokens as trees run them.
+
+    A prompt counts once in a microbatch, a response without its last token (see trees). Items of one prompt stay side
+    by side, largest prompts first. An item above the budget stands alone.
+    """
+    by_prompt: dict[tuple[int, ...], list[int]] = {}
+    for index, rows in enumerate(items):
+        by_prompt.setdefault(tuple(rows[0].prompt_ids), []).append(index)
+    groups = sorted(by_prompt.values(), key=lambda group: -_added([items[index] for index in group], set()))
+    batches: list[list[int]] = []
+    used, prompts = budget, set[tuple[int, ...]]()
+    for index in (index for group in groups for index in group):
+        added = _added([items[index]], prompts)
+        if used + added > budget or not batches:
+            batches.append([])
+            used, prompts = 0, set()
+            added = _added([items[index]], prompts)
+        batches[-1].append(index)
+        used += added
+        prompts |= {tuple(row.prompt_ids) for row in items[index]}
+    return batches
+
+
+def _added(items: Sequence[Sequence[Row]], prompts: Set[tuple[int, ...]]) -> int:
+    """Tokens that items add to a microbatch which runs these prompts already."""
+    new = {tuple(row.prompt_ids) for rows in items for row in rows} - prompts
+    return sum(map(len, new)) + sum(max(len(row.response_ids) - 1, 0) for rows in items for row in rows)
 
 
 def split_by_tokens(widths: Sequence[int], budget: int, members: int = 1) -> list[list[int]]:

@@ -11,11 +11,12 @@ import torch
 from sail.core.artifacts import Artifact
 from sail.core.records import ResponseLogps, SampleGroup
 from sail.core.store import Builder, Recipe, Workspace
+from sail.policy.devices import free_memory, to_device
 from sail.policy.loading import Checkpoint, load_policy
-from sail.policy.logprobs import sequence_logps
-from sail.policy.rows import Row, split_by_tokens
+from sail.policy.logprobs import microbatches, sequence_logps
+from sail.policy.rows import Row
 
-VERSION = 2
+VERSION = 3
 
 
 def score_logps(
@@ -32,6 +33,7 @@ def score_logps(
     def run(workspace: Workspace) -> dict[str, int]:
         groups = responses.read(SampleGroup, table)
         scores = logps_of(load_policy(checkpoint), groups, bf16=bf16, max_tokens=max_tokens)
+        free_memory()
         workspace.write("logps", scores, ResponseLogps)
         return {"responses": len(scores), "tokens": sum(score.num_tokens for score in scores)}
 
@@ -44,28 +46,16 @@ def logps_of(
     model: torch.nn.Module, groups: Sequence[SampleGroup], *, bf16: bool = False, max_tokens: int = 16384
 ) -> list[ResponseLogps]:
     """Score every response of the groups, in their order."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model.to(device)
+    device = to_device(model)
     pairs = [(group.prompt, sample) for group in groups for sample in group.samples]
-    widths = _group_widths(groups)  # equal within a group, which so stays together and shares its prompt
     rows = [Row(prompt.token_ids, sample.token_ids) for prompt, sample in pairs]
     logps = torch.zeros(len(rows), dtype=torch.float64)
-    for batch in split_by_tokens(widths, max_tokens):
+    for batch in microbatches(model, [[row] for row in rows], max_tokens):
         with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=bf16):
             logps[batch] = sequence_logps(model, [rows[index] for index in batch]).cpu()
     return [
         ResponseLogps(sample.response_id, logp, len(sample.token_ids))
         for (_, sample), logp in zip(pairs, logps.tolist(), strict=True)
-    ]
-
-
-def _group_widths(groups: Sequence[SampleGroup]) -> list[int]:
-    """For each response, the tokens of its group's longest row."""
-    longest = [max((len(sample.token_ids) for sample in group.samples), default=0) for group in groups]
-    return [
-        len(group.prompt.token_ids) + tokens
-        for group, tokens in zip(groups, longest, strict=True)
-        for _ in group.samples
     ]
 
 

@@ -6,7 +6,7 @@ The last token of a response is predicted but predicts nothing, so it is not run
 """
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,20 +15,9 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from sail.policy.rows import Row, ScoredBatch
+from sail.policy.tree_attention import Tree, TreeLayout, attend
 
 TREE_ATTENTION = "sail_tree"
-
-
-class Tree(NamedTuple):
-    """Lengths along the packed row: the prompt, then each branch (none is empty)."""
-
-    prompt: int
-    branches: tuple[int, ...]
-
-    @property
-    def pieces(self) -> tuple[int, ...]:
-        """What is attended to in one call each: prompt with the first branch (plainly causal), other branches."""
-        return (self.prompt + sum(self.branches[:1]), *self.branches[1:])
 
 
 def tree_rows(rows: Sequence[Row], device: torch.device) -> ScoredBatch:
@@ -58,41 +47,27 @@ def tree_rows(rows: Sequence[Row], device: torch.device) -> ScoredBatch:
         "position_ids": torch.tensor([positions], device=device),
         # four dimensions tell transformers that masking is taken care of: it is, by tree_attention
         "attention_mask": torch.ones(1, 1, 1, 1, dtype=torch.bool, device=device),
-        "trees": tuple(trees),
+        "trees": TreeLayout(trees, device),
     }
     return ScoredBatch.of(inputs, scored, rows, device)
 
 
+@torch.compiler.disable  # pieces differ in every batch; blocks round it may be compiled
 def tree_attention(
     module: torch.nn.Module,
     query: Tensor,
     key: Tensor,
     value: Tensor,
     attention_mask: Tensor | None,
-    trees: Sequence[Tree] | None = None,
+    trees: TreeLayout | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """Causal attention within each tree, [1, heads, T, D] -> [1, T, heads, D]; without `trees`, transformers' SDPA.
-
-    In pieces, each one SDPA call: prompt and first branch are causal among themselves; every other branch sees the
-    prompt's keys and, causally, its own.
-    """
+    """Causal attention within each tree, [1, heads, T, D] -> [1, T, heads, D]; without `trees`, transformers' SDPA."""
     if trees is None:
         if attention_mask is not None and attention_mask.shape[-1] != key.shape[2]:
             raise RuntimeError(f"{type(module).__name__} does not hand `trees` on to its attention")
         return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
-    lengths = [length for tree in trees for length in tree.pieces]
-    queries, keys, values = (iter(states.split(lengths, dim=2)) for states in (query, key, value))
-    outputs = []
-    for tree in trees:
-        q, trunk_k, trunk_v = next(queries), next(keys), next(values)
-        outputs.append(sdpa_attention_forward(module, q, trunk_k, trunk_v, None, **kwargs)[0])
-        prompt_k, prompt_v = trunk_k[:, :, : tree.prompt], trunk_v[:, :, : tree.prompt]
-        for branch in tree.branches[1:]:
-            k, v = torch.cat([prompt_k, next(keys)], dim=2), torch.cat([prompt_v, next(values)], dim=2)
-            sees = torch.ones(branch, tree.prompt + branch, dtype=torch.bool, device=k.device).tril(tree.prompt)
-            outputs.append(sdpa_attention_forward(module, next(queries), k, v, sees, **kwargs)[0])
-    return torch.cat(outputs, dim=1), None
+    return attend(module, query, key, value, trees, **kwargs), None
 
 
 AttentionInterface.register(TREE_ATTENTION, tree_attention)

@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import AutoModel, PreTrainedModel
 
 from sail.policy.encoder_decoder import decoder_rows, start_id
-from sail.policy.loading import Checkpoint, base_folder, quiet_loading, without_dropout
+from sail.policy.loading import Checkpoint, another_head, base_folder, quiet_loading, without_dropout
 from sail.policy.rows import Row, padded_rows
 
 Per = Literal["token", "prompt"]
@@ -74,6 +74,6 @@ def load_value_model(folder: Path) -> ValueModel:
 
 
 def _backbone(folder: Path) -> PreTrainedModel:
-    with quiet_loading():
+    with quiet_loading(), another_head():
         model: PreTrainedModel = AutoModel.from_pretrained(folder, dtype=torch.float32)
     return without_dropout(model)

@@ -17,7 +17,7 @@ from sail.core.records import (
 from sail.core.run_settings import LossSettings, RouteSettings
 from sail.objectives import find_loss
 from sail.policy.features import read_features
-from sail.policy.rows import Row, split_by_tokens
+from sail.policy.rows import Row
 from sail.policy.scoring import read_logps
 from sail.update.rollouts import read_rollouts
 
@@ -69,11 +69,6 @@ class Item:
     draw: float = 0.0
     fresh: bool = False
     mismatched: Side | None = None  # KTO: the response of another prompt behind this one
-
-    @property
-    def width(self) -> int:
-        """Tokens of the longest row: what padding makes every row of its microbatch cost."""
-        return max(side.row.num_tokens for side in self.sides)
 
 
 def load_items(route: RouteInput) -> list[Item]:
@@ -154,9 +149,3 @@ class _Sides:
 
 def _logps(artifact: Artifact | None) -> Mapping[str, float]:
     return {} if artifact is None else read_logps(artifact)
-
-
-def microbatches(items: Sequence[Item], budget: int) -> list[list[Item]]:
-    """The items in microbatches of at most `budget` padded tokens, longest first; an item is never cut."""
-    members = max((len(item.sides) for item in items), default=1)
-    return [[items[index] for index in part] for part in split_by_tokens([i.width for i in items], budget, members)]

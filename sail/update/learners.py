@@ -9,6 +9,7 @@ import torch
 
 from sail.core.seeds import derive_seed
 from sail.core.store import Workspace
+from sail.policy.compiling import compile_blocks
 from sail.policy.loading import add_adapter, is_adapter, load_policy, load_tokenizer, save_policy
 from sail.policy.tags import tag_for, tagged_template
 from sail.policy.value import VALUE_FOLDER, ValueModel, value_model_of
@@ -47,6 +48,8 @@ def _trainable_policy(inputs: UpdateInputs) -> Any:
         model = add_adapter(model, inputs.lora, derive_seed(inputs.seed, "lora"))  # type: ignore[arg-type]
     if inputs.settings.gradient_checkpointing:
         model.gradient_checkpointing_enable()  # type: ignore[operator]
+    if inputs.settings.compile:
+        compile_blocks(model)
     return model.train()
 
 

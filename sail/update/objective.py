@@ -111,7 +111,7 @@ def _response_losses(
     critic = None
     if loss.critic is not None:
         critic = loss.critic(responses, *given, **accepted(loss.critic, params))
-        sums["value_error"] = float(critic.sum())
+        sums["value_error"] = critic.sum().item()
     return RouteResult(_item_means(values, items, responses), critic_losses=critic, sums=sums)
 
 

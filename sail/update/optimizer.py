@@ -5,6 +5,8 @@ import math
 import torch
 
 from sail.core.run_settings import UpdateSettings
+from sail.policy.devices import compute_device
+from sail.update.eight_bit import EIGHT_BIT, eight_bit_optimizer
 
 
 def make_optimizer(model: torch.nn.Module, settings: UpdateSettings) -> torch.optim.Optimizer:
@@ -15,9 +17,12 @@ def make_optimizer(model: torch.nn.Module, settings: UpdateSettings) -> torch.op
         {"params": [w for w in trainable if w.ndim <= 1], "weight_decay": 0.0},
     ]
     rate = settings.learning_rate
+    betas = (settings.adam_beta1, settings.adam_beta2)
     if settings.optimizer == "adamw":
-        betas = (settings.adam_beta1, settings.adam_beta2)
-        return torch.optim.AdamW(groups, lr=rate, betas=betas, eps=settings.adam_epsilon)
+        fused = True if compute_device().type == "cuda" else None
+        return torch.optim.AdamW(groups, lr=rate, betas=betas, eps=settings.adam_epsilon, fused=fused)
+    if settings.optimizer in EIGHT_BIT:
+        return eight_bit_optimizer(settings.optimizer, groups, lr=rate, betas=betas, eps=settings.adam_epsilon)
     if settings.optimizer == "rmsprop":
         return torch.optim.RMSprop(groups, lr=rate)
     return torch.optim.SGD(groups, lr=rate)

@@ -17,8 +17,9 @@ from sail.core.store import Builder, Recipe, Workspace
 from sail.objectives import find_loss
 from sail.objectives.responses import Trajectory
 from sail.objectives.statistics import accepted
+from sail.policy.devices import to_device
 from sail.policy.loading import Checkpoint, load_policy
-from sail.policy.logprobs import token_logps
+from sail.policy.logprobs import microbatches, token_logps
 from sail.policy.rows import Row, split_by_tokens
 from sail.policy.value import Per, value_model_of
 
@@ -74,25 +75,30 @@ def _trajectories(labelled: Sequence[ResponseRow], inputs: RolloutInputs) -> lis
 
     def log_probs(checkpoint: Checkpoint) -> list[Tensor]:
         model = load_policy(checkpoint)
-        return _per_token(model, lambda part: token_logps(model, part).logps, rows, inputs)
+        parts = microbatches(model, [[row] for row in rows], inputs.max_tokens)
+        return _per_token(model, lambda part: token_logps(model, part).logps, rows, parts, inputs.bf16)
 
     logps, ref_logps = log_probs(inputs.policy), log_probs(inputs.reference)
     critic = value_model_of(inputs.policy, inputs.per)
-    values = _per_token(critic, critic, rows, inputs)
+    padded = split_by_tokens([row.num_tokens for row in rows], inputs.max_tokens)
+    values = _per_token(critic, critic, rows, padded, inputs.bf16)
     targets = [float("nan") if row.target is None else row.target for row in labelled]
     return [Trajectory(*each) for each in zip(logps, ref_logps, values, targets, strict=True)]
 
 
 def _per_token(
-    network: torch.nn.Module, read: Callable[[Sequence[Row]], Tensor], rows: Sequence[Row], inputs: RolloutInputs
+    network: torch.nn.Module,
+    read: Callable[[Sequence[Row]], Tensor],
+    rows: Sequence[Row],
+    parts: Sequence[Sequence[int]],
+    bf16: bool,
 ) -> list[Tensor]:
-    """What `read` says of the response tokens of every row, float64."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    network.to(device)
+    """What `read` says of the response tokens of every row, float64, one forward pass a part."""
+    device = to_device(network)
     found: dict[int, Tensor] = {}
-    for part in split_by_tokens([row.num_tokens for row in rows], inputs.max_tokens):
+    for part in parts:
         chosen = [rows[index] for index in part]
-        with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=inputs.bf16):
+        with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=bf16):
             tokens = read(chosen).double().cpu()
         found |= zip(part, tokens.split([len(row.response_ids) for row in chosen]), strict=True)
     return [found[index] for index in range(len(rows))]

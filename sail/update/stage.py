@@ -18,10 +18,12 @@ from sail.core.store import Builder, Workspace
 from sail.objectives import find_loss
 from sail.objectives.baseline import RunningMean
 from sail.policy.autoencoder import load_sae
+from sail.policy.devices import free_memory
 from sail.update.batches import batch_indices, exact_shares, steps_for_epochs
 from sail.update.inputs import UpdateInputs, update_recipe
 from sail.update.items import Item, RouteInput, load_items
 from sail.update.learners import Learner, learning_rates, make_learners, restore, save_checkpoint
+from sail.update.memory import naming_the_levers
 from sail.update.objective import RouteObjective
 from sail.update.optimizer import set_learning_rate
 from sail.update.step import Batch, row_weights, train_step, updated_baselines
@@ -35,6 +37,7 @@ def update(builder: Builder, inputs: UpdateInputs) -> Artifact:
     def run(workspace: Workspace) -> dict[str, Any]:
         items = {route.name: load_items(route) for route in inputs.routes if route.settings.share != 0}
         position = _train(workspace, inputs, items)
+        free_memory()
         lines = "".join(json.dumps(metrics) + "\n" for metrics in position.metrics)
         (workspace.path / "metrics.jsonl").write_text(lines)
         last = position.metrics[-1] if position.metrics else {}
@@ -64,7 +67,8 @@ def _train(workspace: Workspace, inputs: UpdateInputs, items: Mapping[str, Seque
             set_learning_rate(learner.optimizer, rates[name])
         torch.manual_seed(derive_seed(inputs.seed, "dropout", inputs.round_index, step))
         baselines = _baseline_values(position.baselines, objectives, settings)
-        metrics, values = train_step(accelerator, learners, batch, objectives, baselines, settings)
+        with naming_the_levers(settings):
+            metrics, values = train_step(accelerator, learners, batch, objectives, baselines, settings)
         position = _advanced(position, metrics | {"learning_rate": rates["policy"]}, baselines, values)
         workspace.say(f"step {step + 1} of {steps}, loss {metrics['loss']:.4f}")
         if (step + 1) % settings.save_steps == 0 and step + 1 < steps:

@@ -13,8 +13,9 @@ from sail.core.errors import UserError
 from sail.core.run_settings import UpdateSettings
 from sail.objectives.baseline import RunningMean
 from sail.objectives.responses import Tokens
+from sail.policy.logprobs import microbatches
 from sail.update.features import policy_outputs
-from sail.update.items import Item, microbatches
+from sail.update.items import Item
 from sail.update.learners import Learner
 from sail.update.objective import RouteObjective, StepFacts, route_losses
 from sail.update.statistics import batch_statistics
@@ -80,7 +81,9 @@ def train_step(
     for name, items in batch.items.items():
         statistic = statistics.get(name)
         facts = StepFacts(baselines.get(name, 0.0), None if statistic is None else statistic.value)
-        for part in microbatches(items, settings.max_tokens_per_microbatch):
+        rows = [[side.row for side in item.sides] for item in items]
+        for chunk in microbatches(learners["policy"].model, rows, settings.max_tokens_per_microbatch):
+            part = [items[index] for index in chunk]
             _accumulate(accelerator, learners, batch, name, part, objectives[name], facts, totals)
     grad_norms = {name: _clip(accelerator, learner) for name, learner in learners.items()}
     if not (math.isfinite(totals.sums["loss"]) and all(map(math.isfinite, grad_norms.values()))):
@@ -110,14 +113,16 @@ def _accumulate(
     with accelerator.autocast():
         scored, distances = policy_outputs(learners["policy"].model, items, objective.sae)
         if objective.loss.critic is not None:
-            facts = replace(facts, values=learners["value"].model([side.row for item in items for side in item.sides]))
+            values = learners["value"].model([side.row for item in items for side in item.sides])
+            facts = replace(facts, values=values.cpu())
     outputs = [scored.logps] if distances is None else [scored.logps, distances]
-    leaves = [output.detach().double().requires_grad_() for output in outputs]
+    # few numbers: a GPU would only wait
+    leaves = [output.detach().cpu().double().requires_grad_() for output in outputs]
     facts = replace(facts, distances=None if distances is None else leaves[1])
-    result = route_losses(objective, items, Tokens(leaves[0], scored.row_index), facts)
+    result = route_losses(objective, items, Tokens(leaves[0], scored.row_index.cpu()), facts)
     loss = batch.row_weights[name] * result.losses.sum()
     coefficients = torch.autograd.grad(loss, leaves)
-    pulls = [(c.to(output.dtype) * output).sum() for c, output in zip(coefficients, outputs, strict=True)]
+    pulls = [(c.to(output) * output).sum() for c, output in zip(coefficients, outputs, strict=True)]
     accelerator.backward(torch.stack(pulls).sum())
     if result.critic_losses is not None:
         accelerator.backward(result.critic_losses.sum() / len(batch.items[name]))

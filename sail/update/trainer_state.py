@@ -82,7 +82,8 @@ def save_optimizers(folder: Path, trained: Trained, position: Position) -> None:
 
 def load_optimizers(folder: Path, trained: Trained) -> Position:
     for name, (_, optimizer) in trained.items():
-        optimizer.load_state_dict(torch.load(folder / name / _OPTIMIZER, weights_only=True))
+        state = torch.load(folder / name / _OPTIMIZER, map_location="cpu", weights_only=True)
+        optimizer.load_state_dict(state)
     return Position.from_json(json.loads((folder / _POSITION).read_text()))
 
 

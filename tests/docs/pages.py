@@ -12,10 +12,11 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from loops.ablation import is_ablation, load_ablation, parse_ablation
 from loops.checks import check_run
 from loops.cli import app
 from loops.config import load_config, resolve
-from loops.documents import merge, parse_document, preset_names
+from loops.documents import Document, merge, parse_document, preset_names
 from sail.core.errors import UserError
 from sail.core.metrics import METRICS
 from sail.core.run_settings import PhaseSettings, RunSettings
@@ -104,14 +105,15 @@ def wrong_commands(text: str) -> list[str]:
             wrong.append(f"sail {command}")
         elif command == "init" and rest and rest[0].islower() and rest[0] not in preset_names():
             wrong.append(f"sail init {rest[0]}")
-        elif command in ("run", "plan") and rest and (ROOT / rest[0]).is_file():
+        elif command in ("run", "plan", "ablate") and rest and (ROOT / rest[0]).is_file():
             wrong += _load_problem(rest)
     return wrong
 
 
 def _load_problem(words: list[str]) -> list[str]:
+    load = load_ablation if is_ablation(str(ROOT / words[0])) else load_config
     try:
-        load_config(str(ROOT / words[0]), [word for word in words[1:] if "=" in word and not word.startswith("-")])
+        load(str(ROOT / words[0]), [word for word in words[1:] if "=" in word and not word.startswith("-")])
     except UserError as error:
         return [f"{' '.join(words)}: {error}"]
     return []
@@ -125,11 +127,20 @@ def wrong_yaml(text: str) -> list[str]:
             continue
         try:
             asked = parse_document(body, "a block")
-            whole = asked if "model_name_or_path" in asked else merge(FRAGMENT, asked)
-            check_run(resolve(whole, "a block"), ENGINES)
+            for settings in _meant_by(asked):
+                check_run(settings, ENGINES)
         except UserError as error:
             wrong.append(str(error))
     return wrong
+
+
+def _meant_by(asked: Document) -> list[RunSettings]:
+    """The run that a block means, or the runs of an ablation."""
+    if "arms" in asked:
+        base = asked["base"] if isinstance(asked.get("base"), dict) else FRAGMENT
+        return [run.settings for run in parse_ablation({**asked, "base": base}, Path("a-block.yaml")).runs]
+    whole = asked if "model_name_or_path" in asked else merge(FRAGMENT, asked)
+    return [resolve(whole, "a block")]
 
 
 def wrong_settings(text: str) -> list[str]:

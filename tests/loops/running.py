@@ -206,7 +206,7 @@ def stamps(store: Path) -> dict[str, tuple[int, int]]:
 
 def committed(store: Path) -> dict[str, Artifact]:
     """The artifacts of a store by id."""
-    folders = [path.parent for path in store.glob(f"*/{MANIFEST}") if path.parent.suffix != ".partial"]
+    folders = [path.parent for path in store.glob(f"*/{MANIFEST}") if path.parent.suffix not in (".partial", ".pruned")]
     ids = [folder.name.rpartition("-") for folder in folders]
     return {path.name: Artifact(stage, key, path) for path, (stage, _, key) in zip(folders, ids, strict=True)}
 

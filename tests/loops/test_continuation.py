@@ -114,7 +114,7 @@ _EXECUTION = {
         "max_model_len": 64, "gpus": "[0]", "start_timeout_s": 5, "request_timeout_s": 6, "max_retries": 1,
         "concurrency": 2, "verify_tolerance": 0.1,
     },
-    "update": {"max_tokens_per_microbatch": 300, "gradient_checkpointing": "true", "save_steps": 3},
+    "update": {"max_tokens_per_microbatch": 300, "gradient_checkpointing": "true", "compile": "true", "save_steps": 3},
     "": {"cpu_threads": 2, "log_interval_s": 1.5},
 }  # fmt: skip
 _SECTIONS: dict[str, type[Settings]] = {

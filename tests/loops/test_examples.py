@@ -19,6 +19,7 @@ from transformers import (
 )
 from typer.testing import CliRunner
 
+from loops.ablation import load_ablation
 from loops.checks import check_run
 from loops.cli import app
 from loops.config import load_config
@@ -89,6 +90,18 @@ COMPLETE = sorted([CONFIGS / "quickstart.yaml", *(CONFIGS / "examples").glob("*.
 def test_every_complete_config_loads_as_it_is(path: Path) -> None:
     assert check_run(load_config(str(path)).settings, ENGINES) == []
     assert path.read_text().startswith("# "), "the first comment says what the run is for"
+
+
+ABLATIONS = sorted((CONFIGS / "ablations").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", ABLATIONS, ids=[path.stem for path in ABLATIONS])
+def test_every_shipped_ablation_loads_and_passes_the_checks(path: Path) -> None:
+    ablation = load_ablation(str(path))
+    for run in ablation.runs:
+        check_run(run.settings, ENGINES)
+    assert len(ablation.runs) >= 4
+    assert path.read_text().startswith("# "), "the first comment says what it is for"
 
 
 # --- Anthropic HH transcripts -----------------------------------------------------------------------------------------

@@ -24,9 +24,9 @@ from typing import Any, NoReturn
 
 _WATCHED = ("open", "os.rename", "os.mkdir", "os.remove", "shutil.rmtree", "socket.connect", "subprocess.Popen")
 _MODULES = (
-    "loops.cli", "loops.run", "loops.estimates", "loops.inspection", "sail.generation.transformers_engine",
-    "sail.generation.vllm_engine", "datasets", "peft", "transformers.models.llama.modeling_llama",
-    "transformers.models.auto.modeling_auto", "sail.testbed.gold",
+    "loops.cli", "loops.run", "loops.estimates", "loops.inspection", "loops.ablate", "datasets", "peft",
+    "sail.generation.transformers_engine", "sail.generation.vllm_engine", "sail.testbed.gold",
+    "transformers.models.llama.modeling_llama", "transformers.models.auto.modeling_auto",
 )  # fmt: skip
 
 

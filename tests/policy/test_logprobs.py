@@ -5,8 +5,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from sail.policy.logprobs import sequence_kls, sequence_logps, token_logps
+from sail.policy.logprobs import microbatches, sequence_kls, sequence_logps, token_logps
 from sail.policy.rows import Row, split_by_tokens
+from sail.policy.trees import tree_rows
+from tests.policy.oracle import tiny_model
+from tests.policy.row_patterns import PATTERNS
 from tests.serving_fixtures import TinyPolicy, make_tiny_policy
 
 ROWS = [Row((5, 6, 7), (8, 9, 2)), Row((5,), (11, 2)), Row((9, 8, 7, 6, 5), (4,)), Row((3, 4), (5, 6, 7, 8, 2))]
@@ -63,3 +66,36 @@ def test_microbatches_hold_every_item_once_within_the_budget() -> None:
     for batch in batches:
         assert len(batch) == 1 or 2 * len(batch) * max(widths[index] for index in batch) <= 18
     assert split_by_tokens(widths, budget=1) == [[5], [3], [0], [6], [1], [2], [4]]
+
+
+@pytest.mark.parametrize("budget", [1, 20, 30, 60, 500])
+def test_a_budget_counts_the_tokens_that_a_forward_pass_of_trees_runs(budget: int) -> None:
+    rows = PATTERNS["ragged groups"]
+    items = [[rows[0], rows[1]], [rows[2]], [rows[3], rows[4]], [rows[4], rows[5]], [rows[6]], [rows[7], rows[9]]]
+    batches = microbatches(tiny_model("llama"), items, budget)
+    assert sorted(index for batch in batches for index in batch) == list(range(len(items)))
+
+    def run(batch: list[int]) -> int:
+        flat = [row for index in batch for row in items[index]]
+        return int(tree_rows(flat, torch.device("cpu")).inputs["input_ids"].numel())
+
+    for batch, following in zip(batches, [*batches[1:], []], strict=True):
+        assert run(batch) <= budget or len(batch) == 1
+        if following:  # no microbatch ends while there is room
+            assert run([*batch, following[0]]) > budget
+    if budget == 500:
+        assert len(batches) == 1
+
+
+def test_responses_of_one_prompt_meet_in_a_microbatch_wherever_they_stand() -> None:
+    rows = PATTERNS["sides apart"]
+    batches = microbatches(tiny_model("llama"), [[row] for row in rows], 15)
+    together = [{tuple(rows[index].prompt_ids) for index in batch} for batch in batches]
+    assert len(batches) == 2
+    assert all(len(prompts) == 1 for prompts in together)
+
+
+def test_a_model_without_trees_counts_padded_tokens() -> None:
+    items = [[row] for row in PATTERNS["ragged groups"]]
+    widths = [row.num_tokens for row in PATTERNS["ragged groups"]]
+    assert microbatches(tiny_model("gpt2"), items, 40) == split_by_tokens(widths, 40)

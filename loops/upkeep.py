@@ -1,0 +1,108 @@
+"""Looking after a store: `sail verify` (are the bytes those that were written?), `sail prune` (what nobody needs)."""
+
+import os
+import shutil
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from rich.console import Console
+
+from loops.estimates import size
+from loops.run_folder import ABLATION, PLAN, RECORD, STORE, RunFolder
+from sail.core.artifacts import Artifact
+from sail.core.atomic import sync_folder, tree_files
+from sail.core.errors import UserError
+from sail.core.store import Store
+
+_PARTIAL, _GOING = ".partial", ".pruned"
+
+
+def verify_run(path: Path, console: Console) -> bool:
+    """Hash every file of every artifact the run has or will have; False if one differs or is gone."""
+    runs = list(_runs_in(path))
+    if not runs:
+        raise UserError(f"{str(path)!r} is no run", where="sail verify", cure="Give a folder such as runs/quickstart")
+    store = Store(runs[0].store_root)
+    needed = sorted({id for run in runs for id in wanted(run, store)})
+    there = [artifact for id in needed if (artifact := _artifact(store, id)).committed]
+    damaged = {artifact.id: files for artifact in there if (files := artifact.damaged_files())}
+    for id, files in damaged.items():
+        console.print(f"damaged: {id}: {', '.join(files)}", soft_wrap=True, highlight=False)
+    missing = f", {len(needed) - len(there)} not made yet" if len(there) < len(needed) else ""
+    console.print(f"{len(there)} artifacts verified, {len(damaged)} damaged{missing}", highlight=False)
+    if damaged:
+        console.print(f"Remove them from {store.root}: the same command makes them anew", soft_wrap=True)
+    return not damaged
+
+
+def prune_root(root: Path, console: Console, *, dry: bool) -> None:
+    """Remove what no run of the root links or plans; artifacts that a process is building stay."""
+    store = Store(root / STORE)
+    if not store.root.is_dir():
+        raise UserError(f"{str(root)!r} has no store", where="sail prune", cure="Give an output root, such as runs")
+    runs = [run for folder in sorted(root.iterdir()) if folder.is_dir() for run in _runs_in(folder)]
+    kept = {id for run in runs for id in wanted(run, store)}
+    count, freed = 0, 0
+    for folder in _entries(store):
+        if folder.name.removesuffix(_PARTIAL) in kept:
+            continue
+        taken = sum(file.stat().st_size for file in tree_files(folder))
+        if dry:
+            console.print(f"would go: {folder.name} ({size(taken)})", highlight=False)
+        elif not _removed(folder, store):
+            console.print(f"in use: {folder.name}", highlight=False)
+            continue
+        count, freed = count + 1, freed + taken
+    told = "would be removed" if dry else "removed"
+    console.print(f"{len(runs)} runs need {len(kept)} artifacts; {count} {told}, {size(freed)}", highlight=False)
+
+
+def wanted(run: RunFolder, store: Store) -> set[str]:
+    """What the run plans, what its rounds link, and all that the linked were made from."""
+    links = [path for path in (run.path / "rounds").rglob("*") if path.is_symlink()]
+    return set(run.planned()) | _with_inputs({Path(os.readlink(link)).name for link in links}, store)
+
+
+def _with_inputs(ids: Iterable[str], store: Store) -> set[str]:
+    found: set[str] = set()
+    open_ids = list(ids)
+    while open_ids:
+        artifact = _artifact(store, open_ids.pop())
+        if artifact.id not in found and artifact.committed:
+            found.add(artifact.id)
+            open_ids += artifact.manifest()["inputs"].values()
+    return found
+
+
+def _runs_in(folder: Path) -> Iterator[RunFolder]:
+    """The run itself, or the runs of an ablation."""
+    if (folder / ABLATION).exists():
+        for inner in sorted(folder.iterdir()):
+            yield from _runs_in(inner)
+    elif (folder / PLAN).exists() or (folder / RECORD).exists():
+        yield RunFolder(folder)
+
+
+def _entries(store: Store) -> list[Path]:
+    """Artifacts, whole, half built or half removed."""
+    return sorted(path for path in store.root.iterdir() if path.is_dir() and path.name != "locks")
+
+
+def _removed(folder: Path, store: Store) -> bool:
+    """Gone at once or not at all: renamed first, so that a kill leaves no artifact with half its files."""
+    id = folder.name.removesuffix(_PARTIAL).removesuffix(_GOING)
+    with store.locked(id) as free:
+        if not free:
+            return False
+        going = folder.with_name(f"{id}{_GOING}")
+        if going != folder:
+            shutil.rmtree(going, ignore_errors=True)
+            os.rename(folder, going)
+            sync_folder(store.root)
+        shutil.rmtree(going)
+    return True
+
+
+def _artifact(store: Store, id: str) -> Artifact:
+    stage, _, key = id.rpartition("-")
+    return store.artifact(stage, key)

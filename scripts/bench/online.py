@@ -1,0 +1,201 @@
+"""Whole online-DPO rounds, generation, labels, update: sail's loop and TRL's OnlineDPOTrainer on the same work.
+
+The same random Llama, prompts of one length, new tokens, temperature, reward, batch, optimizer steps and freshness:
+each step trains on samples of the policy before it.
+"""
+
+import contextlib
+import io
+import json
+import random
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from loops.config import resolve
+from loops.context import Context
+from loops.iterate import run_phases
+from sail.core.records import Example
+from sail.core.store import StageEvent, Store
+from scripts.bench.trl_variants import word_tokenizer
+
+VOCAB, BETA, LEARNING_RATE = 4096, 0.1, 5e-7
+TEMPLATE = "{% for message in messages %}{{ message['content'] }}{% endfor %}"  # a prompt is its words, nothing more
+
+
+@dataclass(frozen=True)
+class Work:
+    """num_prompts prompts, two samples each; one optimizer step a batch."""
+
+    num_prompts: int = 128
+    prompt_tokens: int = 30
+    new_tokens: int = 64
+    batch_size: int = 32
+
+    @property
+    def num_steps(self) -> int:
+        return self.num_prompts // self.batch_size
+
+
+@dataclass
+class Spent:
+    """Seconds by stage: CPU time of this process, and wall time (a server's work shows in the latter alone)."""
+
+    cpu: dict[str, float] = field(default_factory=dict)
+    wall: dict[str, float] = field(default_factory=dict)
+
+    @contextlib.contextmanager
+    def on(self, stage: str) -> Iterator[None]:
+        cpu, wall = time.process_time(), time.perf_counter()
+        yield
+        self.cpu[stage] = self.cpu.get(stage, 0.0) + time.process_time() - cpu
+        self.wall[stage] = self.wall.get(stage, 0.0) + time.perf_counter() - wall
+
+    def wrap(self, stage: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        def timed(*args: Any, **kwargs: Any) -> Any:
+            with self.on(stage):
+                return function(*args, **kwargs)
+
+        return timed
+
+
+def write_model(folder: Path) -> Path:
+    """2.9M parameters, heads of 64, tied; the tokenizer has one word a token."""
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=VOCAB, hidden_size=192, intermediate_size=640, num_hidden_layers=4, num_attention_heads=3,
+        num_key_value_heads=3, max_position_embeddings=512, tie_word_embeddings=True, dtype="float32",
+        bos_token_id=None, eos_token_id=1, pad_token_id=0,
+    )  # fmt: skip
+    model = LlamaForCausalLM(config)
+    model.generation_config.update(do_sample=True, temperature=1.0, top_k=0, top_p=1.0, eos_token_id=1, pad_token_id=0)
+    model.save_pretrained(folder)
+    tokenizer = word_tokenizer(VOCAB)
+    tokenizer.chat_template = TEMPLATE
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def prompts(work: Work, seed: int = 0) -> list[str]:
+    draw = random.Random(seed)
+    return [
+        " ".join(f"t{draw.randrange(2, VOCAB)}" for _ in range(work.prompt_tokens)) for _ in range(work.num_prompts)
+    ]
+
+
+def rewards(examples: Sequence[Example]) -> list[float]:
+    """The mean of the words' numbers: cheap, and hardly ever a tie."""
+    return [_reward(example.response) for example in examples]
+
+
+def _reward(response: str) -> float:
+    numbers = [int(word[1:]) for word in response.split() if word.startswith("t")]
+    return sum(numbers) / max(1, len(numbers))
+
+
+# ---- ours ------------------------------------------------------------------------------------------------------------
+
+STAGES = {"samples": "generation", "scores": "labels", "pairs": "labels", "logps": "reference", "checkpoint": "update"}
+
+
+def ours(model: Path, work: Work, folder: Path, engine: str, *, fresh: bool = True) -> Spent:
+    """The product's loop; fresh: a round a step, as TRL samples; otherwise one round that samples everything first."""
+    data = folder / "prompts.jsonl"
+    folder.mkdir(parents=True)
+    data.write_text("".join(json.dumps({"prompt": prompt}) + "\n" for prompt in prompts(work)))
+    settings = resolve(_settings(model, data, work, engine, fresh))
+    spent, stage_starts = Spent(), {}
+
+    def on_event(event: StageEvent) -> None:
+        if event.kind == "started":
+            stage_starts[event.artifact.key] = (time.process_time(), time.perf_counter())
+        elif event.kind == "built":
+            cpu, wall = stage_starts[event.artifact.key]
+            stage = STAGES.get(event.artifact.stage, "data")
+            spent.cpu[stage] = spent.cpu.get(stage, 0.0) + time.process_time() - cpu
+            spent.wall[stage] = spent.wall.get(stage, 0.0) + time.perf_counter() - wall
+
+    context = Context(settings, Store(folder / ".store", on_event), folder / "logs")
+    (folder / "logs").mkdir()
+    try:
+        with spent.on("engine start"):
+            context.engine(engine).use(context.model)
+        with spent.on("whole"):
+            for _ in run_phases(context):
+                pass
+    finally:
+        context.close()
+    return spent
+
+
+def _settings(model: Path, data: Path, work: Work, engine: str, fresh: bool) -> Mapping[str, Any]:
+    rounds = work.num_steps if fresh else 1
+    return {
+        "model_name_or_path": str(model),
+        "data": {"prompts": {"path": str(data)}},
+        "labelers": {"rm": {"kind": "callable", "path": f"{__name__}:rewards"}},
+        "prompts": {"from": "prompts", "per_round": work.num_prompts // rounds},
+        "num_rounds": rounds,
+        "routes": {"online": {"responses": "policy", "num_generations": 2, "labels": "rm"}},
+        "loss": {"type": "dpo", "beta": BETA},
+        "round": {"optimizer": "carry"},
+        "update": {
+            "steps": work.num_steps // rounds, "train_batch_size": work.batch_size, "learning_rate": LEARNING_RATE,
+            "lr_scheduler_type": "constant", "warmup_ratio": 0.0,
+        },
+        "generation": {"engine": engine, "max_completion_length": work.new_tokens, "batch_size": 2 * work.batch_size},
+        "hygiene": {"truncated": "keep"},
+        "evaluation": {"num_prompts": 0},
+    }  # fmt: skip
+
+
+# ---- TRL -------------------------------------------------------------------------------------------------------------
+
+
+def trl(model: Path, work: Work, folder: Path) -> Spent:
+    """OnlineDPOTrainer.train(), generation by transformers, checkpointing off, nothing logged or saved."""
+    from trl.experimental.online_dpo import OnlineDPOConfig, OnlineDPOTrainer
+
+    config = OnlineDPOConfig(
+        output_dir=str(folder), per_device_train_batch_size=work.batch_size, max_steps=work.num_steps, beta=BETA,
+        max_new_tokens=work.new_tokens, temperature=1.0, top_k=0, learning_rate=LEARNING_RATE, report_to="none",
+        lr_scheduler_type="constant", gradient_checkpointing=False, use_cpu=True, bf16=False, save_strategy="no",
+        logging_strategy="no", disable_tqdm=True, optim="adamw_torch_fused",
+    )  # fmt: skip
+    policy = LlamaForCausalLM.from_pretrained(model)
+    with contextlib.redirect_stderr(io.StringIO()):
+        trainer = OnlineDPOTrainer(
+            policy, reward_funcs=lambda completions, **_: [_reward(text) for text in completions], args=config,
+            train_dataset=Dataset.from_dict({"prompt": prompts(work)}), processing_class=word_tokenizer(VOCAB),
+        )  # fmt: skip
+        spent = Spent()
+        trainer._generate = spent.wrap("generation", trainer._generate)
+        trainer._calculate_rewards_from_functions = spent.wrap("labels", trainer._calculate_rewards_from_functions)
+        forward = trainer._forward
+        trainer._forward = lambda model, *rest: (
+            spent.wrap("reference", forward) if model is trainer.ref_model else forward
+        )(model, *rest)
+        with spent.on("whole"):
+            trainer.train()
+    for seconds in (spent.cpu, spent.wall):
+        seconds["update"] = seconds["whole"] - sum(value for name, value in seconds.items() if name != "whole")
+    return spent
+
+
+# ---- the floor -------------------------------------------------------------------------------------------------------
+
+
+def floor_flops(work: Work) -> dict[str, float]:
+    """The fewest FLOPs of each stage: 2 per weight and token (embedding aside, head at predicting positions)."""
+    samples = 2 * work.num_prompts
+    layer = 4 * 192 * 192 + 3 * 192 * 640
+    body, head = 2 * 4 * layer, 2 * 192 * VOCAB
+    prompt, new = work.num_prompts * work.prompt_tokens, samples * work.new_tokens
+    forward = body * (prompt + new) + head * new
+    return {"generation": float(forward), "reference": float(forward), "update": 3.0 * forward}

@@ -1,0 +1,41 @@
+"""Every preset runs end to end on the testbed: two rounds of two steps where it samples, one update where not."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from loops.documents import preset_names, read_preset
+from sail.results import load_run
+from tests.loops.running import Zygote, small_config, write_config
+
+LONGER = {"rwr": {"steps": 2, "train_batch_size": 16}}
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One output root, so that all presets share data, reward model and the start's evaluation."""
+    return tmp_path_factory.mktemp("presets")
+
+
+def config_of(name: str, testbed: Path) -> dict[str, Any]:
+    preset = read_preset(name)
+    config = small_config(testbed, preset=name) | {"num_rounds": min(2, preset["num_rounds"])}
+    config["data"] |= {"demos": {"path": str(testbed / "prefs.jsonl"), "limit": 48}}
+    prompts_from = preset.get("prompts", {}).get("from", "prompts")
+    if prompts_from == "prompts":
+        config["prompts"] = {"from": "prompts", "per_round": 16}
+    else:  # the sources of a list meet on the prompts of their dataset
+        config["prompts"] = {"from": prompts_from}
+    config["update"] = {"steps": 2, "train_batch_size": 8, "learning_rate": 5e-4} | LONGER.get(name, {})
+    if preset.get("routes", {}) == {}:
+        del config["update"]
+    return config
+
+
+@pytest.mark.parametrize("name", preset_names())
+def test_a_preset_runs_end_to_end(name: str, testbed: Path, root: Path, sail: Zygote) -> None:
+    done = sail.run("run", write_config(root / f"{name}.yaml", config_of(name, testbed)), cwd=root)
+    assert done.returncode == 0, done.err + done.out[-2000:]
+    run = load_run(root / "runs" / name)
+    assert run.metrics()[-1]["eval/reward"] == pytest.approx(run.metrics()[-1]["eval/reward/gold"])
