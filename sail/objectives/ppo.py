@@ -12,7 +12,7 @@ from torch import Tensor
 from sail.objectives import parameters
 from sail.objectives.responses import Responses, Rollout, Trajectory, row_sums, tokens_of
 
-_MAX_LOG_RATIO = 20.0  # past it a ratio is clipped or the run is lost; exp would overflow at 709
+_MAX_LOG_RATIO = 20.0  # either way: past it a ratio is clipped or the run is lost, and exp would overflow at 709
 
 
 def ppo(responses: Responses, values: Tensor, *, cliprange: float = 0.2) -> Tensor:
@@ -22,7 +22,7 @@ def ppo(responses: Responses, values: Tensor, *, cliprange: float = 0.2) -> Tens
     gradient is the policy gradient whatever the lengths. values, [T], are the critic's business: not read here.
     """
     parameters.positive(cliprange=cliprange)
-    rollout, ratios = _rollout(responses), _ratios(responses)
+    rollout, ratios = _rollout(responses), _log_ratios(responses).exp()
     clipped = ratios.clamp(1.0 - cliprange, 1.0 + cliprange)
     return -row_sums(torch.minimum(ratios * rollout.advantages, clipped * rollout.advantages), responses)
 
@@ -80,11 +80,11 @@ def gae(rewards: Tensor, values: Tensor, *, gamma: float, lam: float) -> Tensor:
 def ppo_diagnostics(responses: Responses, *, cliprange: float) -> dict[str, Tensor]:
     """What to log of each response, [B], detached, means over its tokens: the share of clipped ratios, and
     (1/2) (log rho)^2, which estimates KL(pi_old || pi); names as in TRL."""
-    ratios, lengths = _ratios(responses).detach(), responses.num_tokens.clamp_min(1.0)
-    outside = ((ratios - 1.0).abs() > cliprange).to(ratios.dtype)
+    moved, lengths = _log_ratios(responses).detach(), responses.num_tokens.clamp_min(1.0)
+    outside = ((moved.exp() - 1.0).abs() > cliprange).to(moved.dtype)
     return {
         "policy/clipfrac_avg": row_sums(outside, responses) / lengths,
-        "policy/approxkl_avg": row_sums(0.5 * ratios.log().square(), responses) / lengths,
+        "policy/approxkl_avg": row_sums(0.5 * moved.square(), responses) / lengths,
     }
 
 
@@ -106,6 +106,6 @@ def _rollout(responses: Responses) -> Rollout:
     return rollout
 
 
-def _ratios(responses: Responses) -> Tensor:
+def _log_ratios(responses: Responses) -> Tensor:
     moved = tokens_of(responses).logps - _rollout(responses).old_logps
-    return moved.clamp_max(_MAX_LOG_RATIO).exp()
+    return moved.clamp(-_MAX_LOG_RATIO, _MAX_LOG_RATIO)
