@@ -2,11 +2,13 @@
 
 from collections.abc import Iterable
 
+from loops.label_checks import check_labelers, check_route_labels
 from sail.core.errors import UserError
 from sail.core.records import LabelMode
 from sail.core.run_settings import LossSettings, PhaseSettings, RouteSettings, RunSettings
 from sail.core.settings import nearest
 from sail.labeling.ratings import Kind
+from sail.labeling.regulation import drops_pairs
 from sail.objectives import find_loss
 from sail.objectives.route_facts import RouteFacts
 from sail.objectives.rules import check_route
@@ -26,6 +28,7 @@ def check_run(settings: RunSettings, engines: Iterable[str]) -> list[str]:
         _one_of(phase.generation.engine, list(engines), f"{phase.name}: generation.engine")
         _check_sources(phase, settings)
         _check_schedule(phase)
+        _check_penalty(phase)
         _check_linear_alignment(phase)
         check_optimizer(phase.update.optimizer)
         if phase.routes:
@@ -35,6 +38,7 @@ def check_run(settings: RunSettings, engines: Iterable[str]) -> list[str]:
         for name, route in phase.routes.items():
             warnings += _check_route(phase, name, route, settings)
     _check_fits(settings)
+    check_labelers(settings)
     return warnings
 
 
@@ -132,6 +136,14 @@ def _check_linear_alignment(phase: PhaseSettings) -> None:
         )  # fmt: skip
 
 
+def _check_penalty(phase: PhaseSettings) -> None:
+    if phase.hygiene.missing_eos_penalty and phase.hygiene.truncated == "drop":
+        raise UserError(
+            "a penalty on samples that are dropped", where=f"{phase.name}: hygiene.missing_eos_penalty",
+            cure="Set hygiene.truncated: keep",
+        )  # fmt: skip
+
+
 def _check_sources(phase: PhaseSettings, settings: RunSettings) -> None:
     needs_prompts = samples_policy(phase) or (phase.evaluation.num_prompts > 0 and phase.evaluation.prompts is None)
     if phase.prompts is None and needs_prompts:
@@ -170,6 +182,7 @@ def _check_route(phase: PhaseSettings, name: str, route: RouteSettings, settings
     if route.labels.by == POLICY and route.labels.temperature != 1.0:
         problem = "labels by the policy have no temperature: the loss's own beta sets it"
         raise UserError(problem, where=f"{where}.labels.temperature", cure="Leave it at 1")
+    check_route_labels(phase, route, loss.type, label_mode(route), settings, where)
     findings = check_route(_facts(phase, route, loss, settings))
     for finding in findings:
         if finding.level == "refused":
@@ -227,7 +240,8 @@ def _facts(phase: PhaseSettings, route: RouteSettings, loss: LossSettings, setti
 def _filters(phase: PhaseSettings, route: RouteSettings) -> bool:
     hygiene = phase.hygiene
     drops = (hygiene.truncated, hygiene.empty, hygiene.identical, hygiene.ties)
-    return POLICY in route.sources and ("drop" in drops or hygiene.min_margin > 0)
+    dropped = "drop" in drops or hygiene.min_margin > 0 or any(map(drops_pairs, route.labels.regulation))
+    return POLICY in route.sources and dropped
 
 
 def label_mode(route: RouteSettings) -> LabelMode:

@@ -3,6 +3,7 @@
 import errno
 import json
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,7 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from sail.core.errors import UserError
+from sail.core.errors import UserError, WaitingForPeopleError
 from sail.serving.errors import ServerError
 
 if TYPE_CHECKING:  # commands import what they need: `sail --help` waits for no torch
@@ -23,6 +24,7 @@ if TYPE_CHECKING:  # commands import what they need: `sail --help` waits for no 
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 console = Console(width=None if sys.stdout.isatty() else 120)
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # the disk, a quota, a limit of the process
 _CTRL_C = 130  # what typer makes of a KeyboardInterrupt, without a word
 
 Overrides = Annotated[list[str] | None, typer.Argument(help="key=value, for example routes.online.sail_coef=0.3")]
@@ -138,11 +140,19 @@ def prune(
 
 
 @app.command()
-def doctor() -> None:
-    """Versions, devices and free disk, for bug reports."""
+def doctor(
+    config: Annotated[str | None, typer.Argument(help="whose model and vllm settings; default a tiny model")] = None,
+    overrides: Overrides = None,
+    server: Annotated[bool, typer.Option(help="start, sample, sync, verify and stop a vLLM server")] = True,
+) -> None:
+    """Versions, devices and free disk, and a vLLM server from start to stop: for bug reports."""
     from loops.doctor import print_doctor
+    from loops.server_check import check_server
 
+    settings = None if config is None else _load(config, overrides, None, False)[1]
     print_doctor(console)
+    if server and find_spec("vllm"):
+        check_server(settings, console)
 
 
 @app.command()
@@ -215,11 +225,14 @@ def main() -> None:
     except UserError as error:
         _complain(str(error))
         sys.exit(2)
+    except WaitingForPeopleError as error:
+        console.print(f"[yellow]waiting[/] {escape(str(error))}", soft_wrap=True, highlight=False)
+        sys.exit(3)
     except ServerError as error:
         _complain(f"{error}. Nothing committed is lost: the same command goes on from here")
         sys.exit(1)
     except OSError as error:
-        if error.errno != errno.ENOSPC:
+        if error.errno not in _NO_SPACE:
             raise
         _complain(f"no space left on the disk of {error.filename or Path.cwd()}: free some, the same command goes on")
         sys.exit(1)

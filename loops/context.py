@@ -6,19 +6,33 @@ from pathlib import Path
 from typing import Any
 
 from sail.core.artifacts import Artifact, Leaf, leaf
-from sail.core.run_settings import PhaseSettings, RewardModelLabeler, RunSettings, Stream, VllmSettings
+from sail.core.labeler_settings import POLICY_URL, JudgeLabeler
+from sail.core.run_settings import (
+    LabelerSettings,
+    LoraSettings,
+    PhaseSettings,
+    RewardModelLabeler,
+    RunSettings,
+    Stream,
+    VllmSettings,
+)
 from sail.core.seeds import derive_seed
 from sail.core.store import Builder
 from sail.generation import ENGINES
 from sail.generation.dataset import import_data
-from sail.generation.engine import Engine
+from sail.generation.engine import Engine, ServerEngine
 from sail.generation.prompts import split_prompts
 from sail.generation.sources import source_leaf
+from sail.generation.vllm_engine import VllmEngine
 from sail.labeling import LABELERS
-from sail.labeling.labeler_row import Labeler
+from sail.labeling.labeler_row import Labeler, PairLabeler
+from sail.labeling.labelers.judge import PolicyEndpoint
 from sail.labeling.reward_fit import fit_reward_model
+from sail.labeling.scores import make_labeler
 from sail.policy.autoencoder import SaeSource
 from sail.policy.loading import Checkpoint, resolve_model
+
+EngineSettings = tuple[VllmSettings, LoraSettings | None]
 
 
 @dataclass
@@ -26,15 +40,21 @@ class Engines:
     """Engines by name, opened when first used; the runs of an ablation share them, one server for all."""
 
     log_folder: Path
-    _open: dict[str, tuple[VllmSettings, Engine]] = field(default_factory=dict)
+    _open: dict[str, tuple[EngineSettings, Engine]] = field(default_factory=dict)
 
-    def engine(self, name: str, settings: VllmSettings) -> Engine:
+    def engine(self, name: str, vllm: VllmSettings, lora: LoraSettings | None) -> Engine:
         """The engine `name`; one that runs with other settings is closed first."""
-        if name in self._open and self._open[name][0] != settings:
+        if name in self._open and self._open[name][0] != (vllm, lora):
             self._open.pop(name)[1].close()
         if name not in self._open:
-            self._open[name] = (settings, ENGINES[name].open(settings, self.log_folder))
+            self._open[name] = ((vllm, lora), ENGINES[name].open(vllm, self.log_folder, lora))
         return self._open[name][1]
+
+    def rest(self) -> None:
+        """The policy is about to train: engines in processes of their own may make room."""
+        for _, engine in self._open.values():
+            if isinstance(engine, ServerEngine):
+                engine.rest()
 
     def close(self) -> None:
         while self._open:
@@ -70,7 +90,8 @@ class Context:
             self._sources[name] = source_leaf(source, f"data.{name}")
         return import_data(
             self.builder, name, source, self._sources[name],
-            model=self.model, chat_template=self.template, max_length=self.settings.max_length,
+            model=self.model, chat_template=self.template,
+            chat_template_kwargs=self.settings.chat_template_kwargs, max_length=self.settings.max_length,
         )  # fmt: skip
 
     def prompts(self, phase: PhaseSettings) -> Artifact:
@@ -89,12 +110,33 @@ class Context:
             return None
         return SaeSource(leaf(Path(settings.path), "components.sae.path"), settings.layer, settings.k)
 
-    def labeler(self, name: str) -> Labeler:
-        """The labeler `name`; one that is to be fitted here is fitted first."""
+    def labeler(self, name: str, policy: Checkpoint | None = None) -> Labeler:
+        """The labeler `name` of single responses; one that is to be fitted here is fitted first.
+
+        policy: who judges where the labeler is a judge at url: policy; default the starting policy.
+        """
         settings = self.settings.labelers[name]
-        opened = LABELERS[settings.kind].scores
-        assert opened is not None, f"{settings.kind} scores no responses"
-        return opened(name, settings, self._fitted(name, settings))
+        made_here = self._policy_endpoint(settings, policy) or self._fitted(name, settings)
+        return make_labeler(name, settings, made_here)
+
+    def pair_labeler(self, name: str, policy: Checkpoint) -> PairLabeler:
+        """The labeler `name` of pairs."""
+        settings = self.settings.labelers[name]
+        make = LABELERS[settings.kind].verdicts
+        assert make is not None, f"{settings.kind} compares no pairs"
+        return make(name, settings, self._policy_endpoint(settings, policy))
+
+    def _policy_endpoint(self, settings: LabelerSettings, policy: Checkpoint | None) -> PolicyEndpoint | None:
+        if not isinstance(settings, JudgeLabeler) or settings.url != POLICY_URL:
+            return None
+        judge = policy or self.model
+
+        def serve() -> tuple[str, str]:
+            engine = self.engine("vllm")
+            assert isinstance(engine, VllmEngine), "the row of ENGINES"
+            return engine.endpoint(judge)
+
+        return PolicyEndpoint(judge, serve)
 
     def _fitted(self, name: str, settings: object) -> Artifact | None:
         if not isinstance(settings, RewardModelLabeler) or settings.fit is None:
@@ -104,11 +146,15 @@ class Context:
         return fit_reward_model(self.builder, self.data(fit.data), init, fit, self.seed("reward", name))
 
     def engine(self, name: str) -> Engine:
-        return self._engines.engine(name, self.settings.vllm)
+        return self._engines.engine(name, self.settings.vllm, self.settings.lora)
 
     def engine_settings(self, name: str) -> Mapping[str, Any]:
         """What of the engine can change a sample."""
         return self.settings.vllm.recipe() if name == "vllm" else {}
+
+    def rest_engines(self) -> None:
+        """The policy is about to train: engines in processes of their own may make room."""
+        self._engines.rest()
 
     def close(self) -> None:
         if self.engines is None:

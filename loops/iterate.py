@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 
 from loops.checks import engine_of, loss_params, sources_of
 from loops.context import Context
+from loops.labelling import Responses, scores_by
 from loops.routes import Routes
 from sail.core.artifacts import Artifact
 from sail.core.run_settings import PhaseSettings
@@ -22,7 +23,6 @@ from sail.evaluation.inputs import EvaluationInputs, HeldOutPairs
 from sail.evaluation.stage import evaluate
 from sail.generation.stage import generate
 from sail.generation.tagging import tag_prompts
-from sail.labeling.scores import score_responses
 from sail.policy.loading import Checkpoint
 from sail.update.inputs import UpdateInputs
 from sail.update.stage import update
@@ -69,6 +69,7 @@ class PhaseLoop:
         self.ends = ends
         self.first_round = first_round  # rounds are counted over all phases
         self.start_scores: dict[str, Artifact] = {}
+        self.start_samples: Artifact | None = None
         self.trained_on: list[Artifact] = []  # the rows of the last update
         self.routes = Routes(context, phase, first_round, self.policies, self.reference, self._prompts)
 
@@ -125,6 +126,7 @@ class PhaseLoop:
         return tag_prompts(
             self.builder, prompts, self.trained_on, tag, tag.target if target is None else target,
             tokenizer=self.context.model, chat_template=self.context.template,
+            template_kwargs=self.context.settings.chat_template_kwargs,
         )  # fmt: skip
 
     def _evaluated(self, turn: int) -> dict[str, Artifact] | None:
@@ -153,8 +155,11 @@ class PhaseLoop:
             engine_settings=context.engine_settings(engine), num_samples=phase.evaluation.num_generations,
             per_round=None, round_index=0, seed=context.seed("evaluation", phase=phase), chat_template=context.template,
         )  # fmt: skip
-        scorers = {name: context.labeler(name) for name in phase.evaluation.scorers}
-        scores = {name: score_responses(self.builder, samples, scorer) for name, scorer in scorers.items()}
+        start_samples = self.start_samples = self.start_samples or samples
+        asked = Responses(
+            "evaluation", samples, lambda: start_samples, policy, "all", context.seed("labels", "evaluation")
+        )
+        scores = {name: scores_by(context, name, asked) for name in phase.evaluation.scorers}
         if turn == START:
             self.start_scores = scores
         inputs = EvaluationInputs(

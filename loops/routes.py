@@ -1,21 +1,22 @@
 """From a route's settings to its rows: responses, labels and the log-probs its loss needs, artifact by artifact."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 from loops.checks import DATA_ORDER, POLICY, REFERENCE, label_mode, loss_params, rating_kind, route_loss
 from loops.context import Context
+from loops.labelling import Responses, auditors, compared_by, evidence_by, second_opinions
 from sail.core.artifacts import Artifact
 from sail.core.run_settings import LossSettings, PhaseSettings, RouteSettings
 from sail.generation.meet import meet_responses
 from sail.generation.stage import generate
-from sail.labeling.evidence import Evidence, ScoreEvidence
-from sail.labeling.labelers.dataset import DatasetEvidence
+from sail.labeling.audit import audit_labels
+from sail.labeling.evidence import Evidence
 from sail.labeling.labelers.order import OrderEvidence
 from sail.labeling.labelers.policy import PolicyEvidence
 from sail.labeling.pairs import PairingOptions, pair_responses
 from sail.labeling.ratings import DatasetRatings, RatingOptions, ScoredRatings
 from sail.labeling.rows import RowOptions, response_rows
-from sail.labeling.scores import score_responses
 from sail.labeling.tagging import Tagging
 from sail.objectives import find_loss
 from sail.policy.features import score_features
@@ -133,12 +134,27 @@ class Routes:
     def _pairs(
         self, name: str, route: RouteSettings, responses: Artifact, drawn_in: int, made: dict[str, Artifact]
     ) -> Artifact:
+        asked = self._asked(name, route, responses, drawn_in)
         options = PairingOptions(
-            self._pairing(route), label_mode(route), self.context.seed("labels", name, phase=self.phase),
-            self._round_index(route, drawn_in), route.sail_coef, self.phase.hygiene, f"routes.{name}",
+            self._pairing(route), label_mode(route), asked.seed, self._round_index(route, drawn_in), route.sail_coef,
+            self.phase.hygiene, f"routes.{name}", route.labels.regulation,
         )  # fmt: skip
-        evidence = self._evidence(name, route, responses, drawn_in, made)
-        return pair_responses(self.builder, responses, evidence, options, self._held_out_of(route))
+        evidence = self._evidence(route, asked, drawn_in, made)
+        others = second_opinions(self.context, route, asked, made)
+        pairs = pair_responses(self.builder, responses, evidence, options, self._held_out_of(route), others)
+        if route.labels.audit:
+            seen = auditors(self.context, route, asked, made)
+            made[f"audit/{name}"] = audit_labels(self.builder, responses, pairs, seen)
+        return pairs
+
+    def _asked(self, name: str, route: RouteSettings, responses: Artifact, drawn_in: int) -> Responses:
+        """What a labeler has to know of responses."""
+        first = partial(self._responses, name, route, 0) if route.samples else lambda: responses
+        seed = self.context.seed("labels", name, phase=self.phase)
+        return Responses(
+            name, responses, first, self.policies[drawn_in], compared_by(route, route.samples), seed,
+            self.phase.hygiene.missing_eos_penalty,
+        )  # fmt: skip
 
     def _single_rows(
         self, name: str, route: RouteSettings, responses: Artifact, drawn_in: int, made: dict[str, Artifact]
@@ -148,13 +164,15 @@ class Routes:
             find_loss(route_loss(self.phase, route).type),
             self.phase.components.prompt_tag,
         )
-        kind = rating_kind(self.phase, route)
+        kind, asked = rating_kind(self.phase, route), self._asked(name, route, responses, drawn_in)
         options = RowOptions(
             rating=kind and RatingOptions(kind, labels.normalize, labels.threshold, labels.temperature),
             filter=route.filter,
             mismatch=loss.statistic is not None and loss.statistic.of == "mismatched",
-            tagging=None if tag is None else Tagging(tag, self.context.model, self.context.template),
-            seed=self.context.seed("labels", name, phase=self.phase),
+            tagging=None
+            if tag is None
+            else Tagging(tag, self.context.model, self.context.template, self.context.settings.chat_template_kwargs),
+            seed=asked.seed,
             round_index=self._round_index(route, drawn_in),
             hygiene=self.phase.hygiene,
             where=f"routes.{name}",
@@ -163,24 +181,18 @@ class Routes:
         if kind is not None and labels.by in self.context.settings.data:
             labeler = DatasetRatings(responses, labels.by)
         elif kind is not None:
-            labeler = ScoredRatings(self._evidence(name, route, responses, drawn_in, made))
+            labeler = ScoredRatings(self._evidence(route, asked, drawn_in, made))
         return response_rows(self.builder, responses, labeler, options, self._held_out_of(route))
 
-    def _evidence(
-        self, name: str, route: RouteSettings, responses: Artifact, turn: int, made: dict[str, Artifact]
-    ) -> Evidence:
+    def _evidence(self, route: RouteSettings, asked: Responses, turn: int, made: dict[str, Artifact]) -> Evidence:
         by, loss = route.labels.by, route_loss(self.phase, route)
         if by == POLICY:
-            reference = self._reference_logps(responses, loss, turn)
-            policy = self.logps(responses, self.policies[turn])
+            reference = self._reference_logps(asked.artifact, loss, turn)
+            policy = self.logps(asked.artifact, self.policies[turn])
             return PolicyEvidence(policy, reference, loss.type, loss_params(loss), route.labels.when)
         if by == DATA_ORDER:
             return OrderEvidence(route.sources)
-        if by in self.context.settings.data:
-            return DatasetEvidence(responses, by, route.labels.temperature)
-        labeler = self.context.labeler(by)
-        scores = made[f"scores/{name}"] = score_responses(self.builder, responses, labeler)
-        return ScoreEvidence(scores, by, labeler.digest, route.labels.temperature)
+        return evidence_by(self.context, by, asked, route.labels.temperature, made)
 
     def _reference_logps(self, responses: Artifact, loss: LossSettings, turn: int) -> Artifact | None:
         needed = "reference" in find_loss(loss.type).needs

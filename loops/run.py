@@ -19,10 +19,12 @@ from loops.plan import PlanBuilder
 from loops.run_folder import RECORD, STAGES, RunFolder, label_counts, settings_yaml, step_metrics
 from sail.core.errors import UserError
 from sail.core.run_settings import RunSettings
-from sail.core.store import Store
+from sail.core.store import StageEvent, Store
+from sail.evaluation.alarms import over_optimisation
 from sail.evaluation.report import ReportData, RoundRow, write_report
 from sail.evaluation.table import rounds_table
 from sail.generation import ENGINES
+from sail.labeling.audit import AUDIT_FILE
 
 
 def make_plan(settings: RunSettings, folder: RunFolder) -> PlanBuilder:
@@ -61,17 +63,35 @@ def carry_out(
     if settings.cpu_threads is not None:
         torch.set_num_threads(settings.cpu_threads)
     diary = Diary(console, settings.log_interval_s, log_folder / STAGES)
-    context = Context(settings, Store(folder.store_root, diary), log_folder, engines)
+    store = Store(folder.store_root)
+    context = Context(settings, store, log_folder, engines)
+
+    def watch(event: StageEvent) -> None:
+        diary(event)
+        if event.kind == "started" and event.artifact.stage == "checkpoint":
+            context.rest_engines()
+
+    store.on_event = watch
     records: list[RoundRecord] = []
     try:
         for record in run_phases(context):
             records.append(record)
             diary.round_ended(_label(record), _row_metrics(record))
             folder.write_records(records, settings, finished=False)
+            if _alarmed(records, settings):
+                console.print("[yellow]stopped[/] by an alarm (evaluation.stop_on_alarm); the report says which")
+                break
     finally:
         context.close()
     folder.write_records(records, settings, finished=True)
     return records, write_report(folder.path, report_data(config.name, settings, records))
+
+
+def _alarmed(records: Sequence[RoundRecord], settings: RunSettings) -> bool:
+    """Whether the phase of the last round is to end the run where its proxy parts from what it stands for."""
+    last = records[-1].phase
+    stops = next(phase.evaluation.stop_on_alarm for phase in settings.phases if phase.name == last)
+    return stops and bool(over_optimisation(rows([record for record in records if record.phase == last])))
 
 
 def one_process(where: str) -> None:
@@ -139,8 +159,17 @@ def report_data(title: str, settings: RunSettings, records: Sequence[RoundRecord
         steps=steps,
         settings_yaml=settings_yaml(settings),
         examples=_examples(records),
+        audits=_audits(records),
         notes=notes_of(settings),
     )
+
+
+def _audits(records: Sequence[RoundRecord]) -> dict[str, dict[str, Any]]:
+    """The last audit of each route."""
+    last = {
+        name: artifact for record in records for name, artifact in record.artifacts.items() if artifact.stage == "audit"
+    }
+    return {name.partition("/")[2]: json.loads((one.path / AUDIT_FILE).read_text()) for name, one in last.items()}
 
 
 def _examples(records: Sequence[RoundRecord]) -> list[dict[str, Any]]:

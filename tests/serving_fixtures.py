@@ -9,18 +9,22 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import httpx
 import torch
+from peft import LoraConfig, get_peft_model
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
-from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
 from sail.core.run_settings import VllmSettings
 from sail.serving.client import ServerClient
 from sail.serving.policy_server import PolicyServer
+from sail.serving.served_policy import Score, ServedPolicy
 
 VOCAB_SIZE, CONTEXT = 320, 512
 EOS_ID = 2
+LORA_RANK = 4
 SETTINGS = VllmSettings(
     kv_cache_gib=0.25, max_num_seqs=64, concurrency=16, request_timeout_s=60.0, start_timeout_s=400.0
 )
@@ -31,7 +35,7 @@ class TinyPolicy:
     """A model directory and the same model in transformers."""
 
     path: Path
-    model: Qwen2ForCausalLM
+    model: torch.nn.Module
 
     @property
     def version(self) -> str:
@@ -47,6 +51,17 @@ class TinyPolicy:
         """log pi of each response token, by a plain transformers forward."""
         logps_TV = torch.log_softmax(self.logits(prompt_ids, response_ids), dim=-1)
         return logps_TV.gather(1, torch.tensor(response_ids)[:, None])[:, 0].tolist()
+
+
+@dataclass(frozen=True)
+class TinyAdapter(TinyPolicy):
+    """An adapter directory and the same model in peft."""
+
+    base: TinyPolicy
+
+    def served(self) -> ServedPolicy:
+        ends = frozenset({EOS_ID})
+        return ServedPolicy(self.base.path, self.base.version, self.version, ends, self.score, self.path)
 
 
 def make_tiny_policy(path: Path, *, seed: int, tied: bool) -> TinyPolicy:
@@ -74,6 +89,19 @@ def make_tiny_policy(path: Path, *, seed: int, tied: bool) -> TinyPolicy:
     return TinyPolicy(path, model)
 
 
+def make_tiny_adapter(path: Path, base: TinyPolicy, *, seed: int) -> TinyAdapter:
+    """A seeded LoRA adapter on every linear layer of `base`, far from the identity, saved to `path`."""
+    config = LoraConfig(r=LORA_RANK, lora_alpha=8, target_modules="all-linear", task_type="CAUSAL_LM")
+    model = get_peft_model(AutoModelForCausalLM.from_pretrained(base.path), config).eval()
+    draw = torch.Generator().manual_seed(seed)
+    for name, weight in model.named_parameters():
+        if "lora_" in name:
+            weight.data.normal_(0.0, 0.3, generator=draw)
+    model.save_pretrained(path)
+    _word_tokenizer().save_pretrained(path)
+    return TinyAdapter(path, model, base)
+
+
 def make_tiny_policies(root: Path) -> dict[str, TinyPolicy]:
     """Two versions of an untied and of a tied policy: untied-a, untied-b, tied-a, tied-b."""
     return {
@@ -86,13 +114,26 @@ def make_tiny_policies(root: Path) -> dict[str, TinyPolicy]:
 @contextmanager
 def running_policy_server(log_dir: Path) -> Iterator[PolicyServer]:
     """A PolicyServer that starts its server at the first serve() and is stopped at the end."""
-    with PolicyServer(SETTINGS, log_dir) as policy_server:
+    with PolicyServer(SETTINGS, log_dir, lora_rank=LORA_RANK) as policy_server:
         yield policy_server
+
+
+def served(policy: TinyPolicy, score: Score | None = None, *, version: str = "") -> ServedPolicy:
+    """What a server is asked to serve; `score` other than the policy's own is a trainer that disagrees."""
+    version = version or policy.version
+    return ServedPolicy(policy.path, version, version, frozenset({EOS_ID}), score or policy.score)
 
 
 def serve(policy_server: PolicyServer, policy: TinyPolicy) -> ServerClient:
     """A client of the shared server, now serving `policy`."""
-    return policy_server.serve(policy.path, policy.version, policy.score)
+    policy_server.serve(served(policy))
+    return policy_server.clients[0]
+
+
+def finished_requests(client: ServerClient) -> float:
+    """Samples the server says it has finished since it started."""
+    lines = httpx.get(f"{client.base_url}/metrics", timeout=30.0, trust_env=False).text.splitlines()
+    return sum(float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith("vllm:request_success_total"))
 
 
 def _word_tokenizer() -> PreTrainedTokenizerFast:

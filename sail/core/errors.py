@@ -14,3 +14,10 @@ class UserError(ValueError):
         self.cure = cure
         message = f"{where}: {problem}" if where else problem
         super().__init__(f"{message}. {cure}" if cure else message)
+
+
+class WaitingForPeopleError(Exception):
+    """A stage that cannot go on before people have answered. Nothing is wrong: the same command goes on afterwards.
+
+    The command line prints the message and exits with code 3.
+    """

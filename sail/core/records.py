@@ -125,8 +125,17 @@ class Example:
 
 
 @dataclass(frozen=True, slots=True)
+class Comparison:
+    """What a labeler of pairs sees: two responses, as text."""
+
+    prompt: tuple[Message, ...]
+    a: str
+    b: str
+
+
+@dataclass(frozen=True, slots=True)
 class ScoredGroup:
-    """One score for each response of a prompt, by one labeler."""
+    """One score for each response of a prompt, by one labeler; nan where it gave none (a judge's counted error)."""
 
     prompt_id: str
     response_ids: tuple[str, ...]
@@ -135,6 +144,32 @@ class ScoredGroup:
     def __post_init__(self) -> None:
         if len(self.response_ids) != len(self.scores):
             raise ValueError(f"prompt {self.prompt_id}: {len(self.response_ids)} responses, {len(self.scores)} scores")
+
+
+@dataclass(frozen=True, slots=True)
+class PairVerdict:
+    """What a labeler of pairs says of two responses; A and B name the responses, whichever was shown first.
+
+    PairVerdict("pair-9b1d...", "p-3fa9...", "...-r0-0", "...-r0-1", "tie", 0.5, forward="A", backward="B",
+    problem="") is a judge that preferred what it saw first, both times. A verdict of abstain or error has no p_a.
+    """
+
+    pair_id: str
+    prompt_id: str
+    a_id: str
+    b_id: str
+    verdict: Verdict
+    p_a: float | None  # P(A beats B): the mean over orders and answers
+    forward: str  # the verdict with A shown first; empty for labelers that are shown no order
+    backward: str  # the verdict with B shown first; empty if not asked
+    problem: str  # what went wrong; empty unless the verdict is error
+
+    def __post_init__(self) -> None:
+        decided = self.verdict in ("A", "B", "tie")
+        if decided != (self.p_a is not None):
+            raise ValueError(f"{self.pair_id}: verdict {self.verdict} with p_a = {self.p_a}")
+        if self.p_a is not None and not 0.0 <= self.p_a <= 1.0:
+            raise ValueError(f"{self.pair_id}: p_a = {self.p_a} is not a probability")
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,6 +238,7 @@ class PreferencePair:
     prompt: tuple[Message, ...]
     chosen: tuple[Message, ...]  # by p_a: what `datasets` and other trainers read
     rejected: tuple[Message, ...]
+    steps: tuple[str, ...] = ()  # what the regulation did to the label, such as "smooth epsilon=0.1: 1 -> 0.9"
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.p_a <= 1.0:

@@ -6,6 +6,15 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from sail.core.labeler_settings import (
+    EnsembleLabeler,
+    HumanLabeler,
+    JudgeLabeler,
+    NoiseLabeler,
+    RegulationStep,
+    ReplayLabeler,
+    RuleLabeler,
+)
 from sail.core.settings import Settings, execution, meaning
 
 Stream = Literal["prompts", "reward", "samples", "labels", "update", "evaluation", "bootstrap"]
@@ -56,7 +65,11 @@ class CallableLabeler(Settings):
     path: str = meaning(doc="module:function, f(examples) -> list of floats")
 
 
-LabelerSettings = Annotated[RewardModelLabeler | CallableLabeler, Field(discriminator="kind")]
+LabelerSettings = Annotated[
+    RewardModelLabeler | CallableLabeler | JudgeLabeler | EnsembleLabeler | RuleLabeler | HumanLabeler | ReplayLabeler
+    | NoiseLabeler,
+    Field(discriminator="kind"),
+]  # fmt: skip
 
 
 class PromptSettings(Settings):
@@ -76,6 +89,8 @@ class LabelSettings(Settings):
     temperature: float = meaning(1.0, "P(A over B) = sigmoid((r_A - r_B) / temperature)", gt=0)
     normalize: Literal["zscore", "none"] = meaning("zscore", "as score: over all rows, before loss, filter and tag")
     threshold: float | None = meaning(None, "as thumbs: up above this raw score; default: the mean")
+    regulation: tuple[RegulationStep, ...] = meaning((), "steps between label and update, in this order")
+    audit: tuple[str, ...] = meaning((), "labelers asked about the same pairs, for the report alone")
 
 
 class FilterSettings(Settings):
@@ -165,6 +180,9 @@ class HygieneSettings(Settings):
     """What is dropped, counted, before pairs reach the update."""
 
     truncated: Literal["drop", "keep"] = meaning("drop", "samples cut at max_completion_length")
+    missing_eos_penalty: float = meaning(
+        0.0, "taken off a labeler's score of a sample cut at max_completion_length; wants truncated: keep", ge=0
+    )
     empty: Literal["drop", "keep"] = meaning("drop", "samples without a single token of text")
     identical: Literal["drop", "keep"] | None = meaning(
         None, "pairs of equal responses; default: keep if sail_coef > 0"
@@ -189,6 +207,9 @@ class GenerationSettings(Settings):
     min_p: float = meaning(0.0, "0: off", ge=0, lt=1)
     min_tokens: int = meaning(0, "no EOS before; 0: off", ge=0)
     max_completion_length: int = meaning(256, "tokens", gt=0)
+    overlong: Literal["drop", "error"] = meaning(
+        "drop", "prompts whose longest response would pass the model's context; dropped ones are counted"
+    )
     stop: tuple[str, ...] = meaning((), "stop strings")
     stop_token_ids: tuple[int, ...] = meaning((), "stop tokens beside the model's own EOS ids")
     linear_alignment: LinearAlignmentSettings | None = meaning(None, "transformers engine only; no training with c > 0")
@@ -200,8 +221,9 @@ class VllmSettings(Settings):
     """The server; every key of `args` is one of vLLM's own options."""
 
     mode: Literal["server", "external"] = execution("server")
-    server_urls: tuple[str, ...] = execution((), "mode external: where the server listens; one for now", max_length=1)
+    server_urls: tuple[str, ...] = execution((), "mode external: where the servers listen, `sail serve` on each node")
     dtype: str = meaning("auto", "float32 on CPU, bfloat16 on GPU")
+    host: str = execution("127.0.0.1", "where a server listens; it has no login, keep others than us out")
     port: int = execution(0, "0: a free one", ge=0, le=65535)
     kv_cache_gib: float = execution(1.0, "CPU only", gt=0)
     max_num_seqs: int = execution(256, "sequences the server runs together", gt=0)
@@ -210,7 +232,12 @@ class VllmSettings(Settings):
     start_timeout_s: float = execution(600.0, "until the server has answered a first completion", gt=0)
     request_timeout_s: float = execution(300.0, "of one request with all its samples", gt=0)
     max_retries: int = execution(4, "of one seeded request", ge=0)
-    concurrency: int = execution(64, "requests in flight", gt=0)
+    max_restarts: int = execution(2, "of our own server when it is lost while it samples", ge=0)
+    concurrency: int = execution(64, "requests in flight on each server", gt=0)
+    during_update: Literal["keep", "sleep", "stop"] | None = execution(
+        None, "our server while the policy trains; default: sleep where both share a GPU, else keep"
+    )
+    lora: Literal["load", "merge"] = meaning("load", "adapters: loaded into the server, or merged into a copy first")
     verify_tolerance: float | None = execution(None, "nats; default 1e-3 in float32, 0.5 in bfloat16", gt=0)
     args: dict[str, Any] = meaning({}, "passed through: {tensor-parallel-size: 2}; they may change samples")
 
@@ -337,6 +364,7 @@ class EvaluationSettings(Settings):
     pairs: str | None = meaning(None, "data source of held-out pairs, for off-policy implicit accuracy")
     temperature: float = meaning(1.0, gt=0)
     every: int = meaning(1, "rounds between evaluations", gt=0)
+    stop_on_alarm: bool = execution(False, "end the run where a proxy rises and what it stands for falls")
 
 
 class PhaseSettings(Settings):
@@ -366,6 +394,7 @@ class RunSettings(Settings):
     seed: int = meaning(0, "every random stream is a hash of it and of the stream's name", ge=0)
     seeds: dict[Stream, Annotated[int, Field(ge=0)]] = meaning({}, "streams with a seed of their own: {reward: 0}")
     max_length: int | None = meaning(None, "tokens of prompt and response; default: the model's context", gt=0)
+    chat_template_kwargs: dict[str, Any] = meaning({}, "passed to the chat template: {enable_thinking: false}")
     chat_template: str | None = meaning(None, "file with a Jinja template, for tokenizers without one")
     lora: LoraSettings | None = meaning(None)
     data: dict[str, DataSettings] = meaning(doc="named sources")

@@ -135,7 +135,8 @@ def _has(values: Any, step: str | int) -> bool:
 def _one_line(problem: Any, path: str) -> str:
     value, message = problem["input"], problem["msg"].removeprefix("Value error, ")
     if problem["type"].startswith("union_tag"):
-        return f"{path}: needs kind: {problem['ctx'].get('expected_tags', 'reward_model, callable')}"
+        tag, known = problem["ctx"]["discriminator"], problem["ctx"].get("expected_tags", "reward_model, callable")
+        return f"{path}: needs {tag.replace(chr(39), '')}: {known}"
     if problem["type"] in ("unknown_key", "missing"):
         return f"{path}: {message}" if path else message
     shown = repr(value) if not isinstance(value, (dict, BaseModel)) else "a mapping"

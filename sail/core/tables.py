@@ -60,7 +60,12 @@ SCHEMAS: dict[type, pa.Schema] = {
         ("labeler_digest", pa.string()), ("verdict", pa.string()), ("p_a", pa.float64()),
         ("score_a", pa.float64()), ("score_b", pa.float64()), ("draw", pa.float64()),
         ("length_a", pa.int32()), ("length_b", pa.int32()), ("truncated_a", pa.bool_()), ("truncated_b", pa.bool_()),
-        ("prompt", _MESSAGES), ("chosen", _MESSAGES), ("rejected", _MESSAGES),
+        ("prompt", _MESSAGES), ("chosen", _MESSAGES), ("rejected", _MESSAGES), ("steps", pa.list_(pa.string())),
+    ]),
+    records.PairVerdict: pa.schema([
+        ("pair_id", pa.string()), ("prompt_id", pa.string()), ("a_id", pa.string()), ("b_id", pa.string()),
+        ("verdict", pa.string()), ("p_a", pa.float64()), ("forward", pa.string()), ("backward", pa.string()),
+        ("problem", pa.string()),
     ]),
     records.ResponseRow: pa.schema([
         ("row_id", pa.string()), ("prompt_id", pa.string()), ("response_id", pa.string()),

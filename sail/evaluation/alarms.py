@@ -10,6 +10,7 @@ _FALL_OF_ACCURACY = 0.1
 _FALL_OF_EOS_RATE = 0.1
 _COLLAPSE = 0.5
 _GROWTH_OF_LENGTH = 1.5
+_REWARD = "eval/reward/"
 
 
 def alarms(rows: Sequence[RoundRow]) -> list[str]:
@@ -19,12 +20,31 @@ def alarms(rows: Sequence[RoundRow]) -> list[str]:
     2210.10760). On-policy accuracy .1 under its best: SAIL's self-labels feed on it. EOS rate down by .1, distinct
     share halved, length up by half: the usual ways to please a scorer with nothing to say.
     """
-    evaluated = [(label, row) for label, row in zip(round_labels(rows), rows, strict=True) if _evaluated(row)]
+    found = (*over_optimisation(rows), *_shape(rows))
+    return [sentence for sentence in found if sentence]
+
+
+def over_optimisation(rows: Sequence[RoundRow]) -> list[str]:
+    """The alarms that may stop a run (evaluation.stop_on_alarm): what is optimised parts from what it stands for.
+
+    The headline reward falls; one scorer rises and another falls, both since the same round and by two standard
+    errors of the difference (Gao et al. 2210.10760: the proxy rises while the gold reward falls); or accuracy on the
+    policy's samples falls by .1.
+    """
+    evaluated = _evaluated_rows(rows)
     if len(evaluated) < 2:
         return []
-    (_, first), (_, last) = evaluated[0], evaluated[-1]
-    found = (_over_optimised(evaluated), _accuracy_fell(evaluated), *_shape_changed(first, last))
+    found = (_over_optimised(evaluated), _scorers_part(evaluated), _accuracy_fell(evaluated))
     return [sentence for sentence in found if sentence]
+
+
+def _shape(rows: Sequence[RoundRow]) -> list[str | None]:
+    evaluated = _evaluated_rows(rows)
+    return _shape_changed(evaluated[0][1], evaluated[-1][1]) if len(evaluated) > 1 else []
+
+
+def _evaluated_rows(rows: Sequence[RoundRow]) -> list[tuple[str, RoundRow]]:
+    return [(label, row) for label, row in zip(round_labels(rows), rows, strict=True) if _evaluated(row)]
 
 
 def _evaluated(row: RoundRow) -> bool:
@@ -44,6 +64,32 @@ def _over_optimised(evaluated: Sequence[tuple[str, RoundRow]]) -> str | None:
         f"Reward fell from {number(best['eval/reward'])} ({best_label}) to {number(last['eval/reward'])} "
         f"({last_label}): over-optimisation, or steps that are too large. The checkpoint of {best_label} is better."
     )
+
+
+def _scorers_part(evaluated: Sequence[tuple[str, RoundRow]]) -> str | None:
+    """Two scorers, one up and one down since the round in which the falling one stood highest."""
+    _, last = evaluated[-1]
+    names = [name.removeprefix(_REWARD) for name in last.metrics if name.startswith(_REWARD)]
+    for falling in names:
+        scored = [(label, row) for label, row in evaluated if _REWARD + falling in row.metrics]
+        label, best = max(scored, key=lambda entry: entry[1].metrics[_REWARD + falling])
+        risen = [name for name in names if _moved(name, best, last) > 0]
+        if _moved(falling, best, last) < 0 and risen:
+            return (
+                f"Since {label} the reward by {', '.join(risen)} rose and that by {falling} fell: over-optimisation. "
+                f"The checkpoint of {label} is better by {falling}."
+            )
+    return None
+
+
+def _moved(scorer: str, before: RoundRow, after: RoundRow) -> int:
+    """+1 up, -1 down, 0 where it stayed within two standard errors of the difference, or is not known."""
+    name, errors = _REWARD + scorer, f"eval/reward_se/{scorer}"
+    if name not in before.metrics or name not in after.metrics:
+        return 0
+    change = after.metrics[name] - before.metrics[name]
+    noise = 2 * math.hypot(before.metrics.get(errors, 0.0), after.metrics.get(errors, 0.0))
+    return 0 if abs(change) <= noise else (1 if change > 0 else -1)
 
 
 def _accuracy_fell(evaluated: Sequence[tuple[str, RoundRow]]) -> str | None:

@@ -14,6 +14,7 @@ from jinja2 import Environment, StrictUndefined
 from sail.core.atomic import write_bytes
 from sail.core.metrics import METRICS
 from sail.evaluation.alarms import alarms
+from sail.evaluation.audit_figures import audit_panels
 from sail.evaluation.numerals import number, share
 from sail.evaluation.round_figures import round_panels
 from sail.evaluation.rounds import COLUMNS, MISSING, ReportData, RoundRow, cells, round_labels
@@ -51,7 +52,7 @@ def render_report(report: ReportData) -> str:
         columns=COLUMNS,
         missing=MISSING,
         table=[(label, cells(row)) for label, row in zip(labels, report.rounds, strict=True)],
-        round_panels=round_panels(report.rounds),
+        round_panels=[*round_panels(report.rounds), *audit_panels(report.audits)],
         step_panels=step_panels(report.steps),
         lineage=[(label, row.artifacts) for label, row in zip(labels, report.rounds, strict=True) if row.artifacts],
         examples=_by_prompt(report.examples),

@@ -8,6 +8,8 @@ from sail.evaluation.label_figure import label_panel
 from sail.evaluation.rounds import RoundRow, points, round_labels
 from sail.evaluation.svg import ACCENT, INK, MUTED, SERIES, Panel, label_rounds, panel
 
+_AGREEMENT = "quality/agreement/"
+
 
 def round_panels(rows: Sequence[RoundRow]) -> list[Panel]:
     """Every figure its metrics allow; none for a run without rounds."""
@@ -23,6 +25,16 @@ def round_panels(rows: Sequence[RoundRow]) -> list[Panel]:
             "completions/eos_rate": "ended by EOS", "completions/distinct_share": "distinct",
         }, limits=(0.0, 1.04)),
         label_panel(rows),
+        _lines(rows, "The judge", "shares of pairs; half for the first shown is no position bias", {
+            "judge/first_share": "first shown wins", "judge/order_flips": "flipped by the order",
+            "judge/tie_share": "ties", "judge/error_share": "errors",
+        }, limits=(-0.02, 1.04)),
+        _lines(rows, "Certainty and length of labels", "mean |2p - 1|; how often the longer one wins", {
+            "quality/confidence": "confidence", "quality/longer_wins": "longer wins",
+        }, chance=0.5, limits=(-0.02, 1.04)),
+        _lines(rows, "Agreement of labels", "share of pairs with the auditor's verdict", {
+            name: name.removeprefix(_AGREEMENT) for row in rows for name in row.metrics if name.startswith(_AGREEMENT)
+        }, limits=(-0.02, 1.04)),
     )  # fmt: skip
     others = [
         _lines(rows, f"Reward by {name.removeprefix('eval/reward/')}", "mean score of the same samples", {name: ""})

@@ -30,6 +30,7 @@ class ReportData:
     settings_yaml: str = ""
     examples: Sequence[Mapping[str, Any]] = ()  # entries of examples.json, each with an optional label "round"
     notes: Sequence[str] = ()  # what a reader must know, such as: the scorer also trained the policy
+    audits: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # route -> its last audit.json
 
 
 class Column(NamedTuple):

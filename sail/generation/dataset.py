@@ -1,6 +1,7 @@
 """The data stage: a user's source as groups of tokenised responses, the same records a sampler writes."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
@@ -24,6 +25,7 @@ def import_data(
     *,
     model: Checkpoint,
     chat_template: Leaf | None,
+    chat_template_kwargs: Mapping[str, Any],
     max_length: int | None,
 ) -> Artifact:
     """Tokenise source `name` with the policy's tokenizer: tables groups, verdicts and ratings."""
@@ -32,7 +34,8 @@ def import_data(
         where = f"data.{name}"
         rows = read_source(source, files.path, where)
         tokenizer = load_tokenizer(model, chat_template)
-        importer = _Importer(name, tokenizer, eos_ids(model, tokenizer), max_length or context_length(model))
+        length = max_length or context_length(model)
+        importer = _Importer(name, tokenizer, chat_template_kwargs, eos_ids(model, tokenizer), length)
         for number, row in enumerate(rows):
             importer.add(row, f"{where}, row {source.offset + number}", drop_overlong=source.overlong == "drop")
         if not importer.groups:
@@ -44,6 +47,8 @@ def import_data(
 
     settings = source.recipe() | {"source_name": name, "max_length": max_length}
     settings.pop("path")  # the content counts, not where it lies
+    if chat_template_kwargs:
+        settings["chat_template_kwargs"] = dict(chat_template_kwargs)
     template = {} if chat_template is None else {"chat_template": chat_template}
     return builder.build(Recipe("data", VERSION, settings, {"files": files, "tokenizer": model, **template}), run)
 
@@ -51,8 +56,16 @@ def import_data(
 class _Importer:
     """Rows into groups; equal prompts become one group, equal responses of a prompt one sample."""
 
-    def __init__(self, name: str, tokenizer: PreTrainedTokenizerBase, eos: Sequence[int], max_length: int) -> None:
+    def __init__(
+        self,
+        name: str,
+        tokenizer: PreTrainedTokenizerBase,
+        template_kwargs: Mapping[str, Any],
+        eos: Sequence[int],
+        max_length: int,
+    ) -> None:
         self.name, self.tokenizer, self.eos, self.max_length = name, tokenizer, eos, max_length
+        self.template_kwargs = template_kwargs
         self.groups: dict[str, SampleGroup] = {}
         self.verdicts: list[DatasetVerdict] = []
         self.ratings: list[DatasetRating] = []
@@ -60,7 +73,7 @@ class _Importer:
         self.identical = 0
 
     def add(self, row: SourceRow, where: str, *, drop_overlong: bool) -> None:
-        prompt = make_prompt(self.tokenizer, row.prompt)
+        prompt = make_prompt(self.tokenizer, row.prompt, self.template_kwargs)
         samples = [self._sample(prompt, text) for text in row.responses]
         longest = len(prompt.token_ids) + max((len(sample.token_ids) for sample in samples), default=1)
         if longest > self.max_length:
@@ -78,7 +91,7 @@ class _Importer:
             self.ratings.append(DatasetRating(prompt.prompt_id, samples[0].response_id, row.scores[0], row.thumb))
 
     def _sample(self, prompt: Prompt, text: str) -> Sample:
-        ids = response_ids(self.tokenizer, prompt.messages, text, self.eos)
+        ids = response_ids(self.tokenizer, prompt.messages, text, self.eos, self.template_kwargs)
         response_id = f"{prompt.prompt_id}-{content_hash(ids, 10)}"
         return Sample(response_id, f"data:{self.name}", text, ids, (), "dataset", "", 0)
 
@@ -104,7 +117,9 @@ class _Importer:
         }  # fmt: skip
 
 
-def make_prompt(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> Prompt:
+def make_prompt(
+    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], template_kwargs: Mapping[str, Any]
+) -> Prompt:
     """A prompt, named by the content of its conversation."""
     turns = tuple(Message(role=turn["role"], content=turn["content"]) for turn in messages)
-    return Prompt(f"p-{content_hash(turns)}", turns, prompt_ids(tokenizer, turns))
+    return Prompt(f"p-{content_hash(turns)}", turns, prompt_ids(tokenizer, turns, template_kwargs))

@@ -1,7 +1,7 @@
 """What an engine is: something that draws samples from a policy."""
 
-from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple, Protocol, runtime_checkable
 
 from sail.core.records import Prompt, StopKind
 from sail.core.run_settings import GenerationSettings
@@ -34,3 +34,14 @@ class Engine(Protocol):
 
     def close(self) -> None:
         """Free memory and processes; closing twice is fine."""
+
+
+@runtime_checkable
+class ServerEngine(Engine, Protocol):
+    """An engine in processes of its own: it draws on while we write, and can make room while the policy trains."""
+
+    def stream(self, requests: Sequence[SampleRequest], settings: GenerationSettings) -> Iterator[list[Drawn]]:
+        """What `sample` returns, each as soon as it and all before it are there."""
+
+    def rest(self) -> None:
+        """Give up the trainer's memory, or not, as the settings say; `use` brings it back."""

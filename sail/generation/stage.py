@@ -1,6 +1,9 @@
 """The generation stage: a round's prompts in, groups of samples out, committed shard by shard."""
 
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import closing
+from itertools import islice
 from typing import Any
 
 from sail.core.artifacts import Artifact, Leaf
@@ -9,13 +12,13 @@ from sail.core.records import Prompt, Sample, SampleGroup
 from sail.core.run_settings import GenerationSettings
 from sail.core.seeds import derive_seed
 from sail.core.store import Builder, Recipe, Workspace
-from sail.generation.engine import Drawn, Engine, SampleRequest
+from sail.generation.engine import Drawn, Engine, SampleRequest, ServerEngine
 from sail.generation.linear_alignment import principled_ids
 from sail.generation.prompts import round_prompts
 from sail.policy.chat import response_text
 from sail.policy.loading import Checkpoint, context_length, load_tokenizer
 
-VERSION = 1
+VERSION = 2
 
 
 def generate(
@@ -40,8 +43,8 @@ def generate(
     round, prompt id); sample i has seed + i.
     """
 
-    def run(workspace: Workspace) -> dict[str, int]:
-        chosen = round_prompts(prompts.read(Prompt, table), per_round, round_index=round_index, seed=seed)
+    def run(workspace: Workspace) -> dict[str, Any]:
+        drawn_from = round_prompts(prompts.read(Prompt, table), per_round, round_index=round_index, seed=seed)
         tokenizer = load_tokenizer(policy, chat_template)
         stream = (table,) if origin == "policy" else (table, origin)  # else equal policies would draw the same
         requests = [
@@ -49,24 +52,22 @@ def generate(
                 prompt, num_samples, derive_seed(seed, *stream, round_index, prompt.prompt_id),
                 _principled(tokenizer, prompt, settings),
             )
-            for prompt in chosen
+            for prompt in drawn_from
         ]  # fmt: skip
-        _check_lengths(requests, settings, context_length(policy))
+        chosen = _fitting(requests, settings, context_length(policy))
         done = _finished(workspace)
         if done:
             workspace.say(f"reusing {sum(len(group.samples) for group in done)} samples of {len(done)} prompts")
         finished = {group.prompt.prompt_id for group in done}
-        todo = [request for request in requests if request.prompt.prompt_id not in finished]
+        todo = [request for request in chosen if request.prompt.prompt_id not in finished]
         if todo:
             workspace.say(f"starting on {len(todo)} prompts")
             engine.use(policy)
             writer = _Writer(workspace, policy.key, origin, round_index, tokenizer)
-            first_shard = len(list(workspace.path.glob("groups-*.parquet")))
-            for shard, start in enumerate(range(0, len(todo), settings.shard_size), first_shard):
-                part = todo[start : start + settings.shard_size]
-                writer.write(shard, part, engine.sample(part, settings))
-                workspace.say(f"{len(finished) + start + len(part)} of {len(chosen)} prompts")
-        return _counts(_finished(workspace))
+            _draw(engine, todo, settings, writer)
+        return _counts(_finished(workspace)) | {
+            "dropped_overlong": len(drawn_from) - len(chosen), "off_policy": off_policy(settings)
+        }  # fmt: skip
 
     recipe = {
         **settings.recipe(), **engine_settings, "table": table, "num_samples": num_samples, "per_round": per_round,
@@ -74,6 +75,58 @@ def generate(
     }  # fmt: skip
     inputs = {"prompts": prompts, "policy": policy}
     return builder.build(Recipe("samples", VERSION, recipe, inputs), run)
+
+
+def off_policy(settings: GenerationSettings) -> dict[str, float]:
+    """What makes the sampling distribution another than the policy's; the samples' log-probs are of the former."""
+    neutral = {"temperature": 1.0, "top_p": 1.0, "top_k": 0, "min_p": 0.0, "min_tokens": 0}
+    return {name: getattr(settings, name) for name, off in neutral.items() if getattr(settings, name) != off}
+
+
+def _draw(engine: Engine, requests: Sequence[SampleRequest], settings: GenerationSettings, writer: "_Writer") -> None:
+    """Commit shard after shard, in the order of the requests, while later ones are still being drawn."""
+    progress = _Progress(writer.workspace, len(requests))
+    first_shard = len(list(writer.workspace.path.glob("groups-*.parquet")))
+    with closing(_in_order(engine, requests, settings)) as drawn:  # a full disk ends the requests too
+        for shard, start in enumerate(range(0, len(requests), settings.shard_size), first_shard):
+            part = requests[start : start + settings.shard_size]
+            writer.write(shard, part, [progress.count(draws) for draws in islice(drawn, len(part))])
+
+
+def _in_order(
+    engine: Engine, requests: Sequence[SampleRequest], settings: GenerationSettings
+) -> Generator[Sequence[Drawn], None, None]:
+    if isinstance(engine, ServerEngine):
+        yield from engine.stream(requests, settings)
+        return
+    for start in range(0, len(requests), settings.shard_size):
+        yield from engine.sample(requests[start : start + settings.shard_size], settings)
+
+
+class _Progress:
+    """How far the round is, how fast, and how long it will take at this pace."""
+
+    def __init__(self, workspace: Workspace, num_prompts: int) -> None:
+        self.workspace, self.num_prompts = workspace, num_prompts
+        self.prompts = self.tokens = 0
+        self.started = time.monotonic()
+
+    def count(self, draws: Sequence[Drawn]) -> Sequence[Drawn]:
+        self.prompts += 1
+        self.tokens += sum(len(one.token_ids) for one in draws)
+        passed_s = max(time.monotonic() - self.started, 1e-3)
+        left_s = passed_s * (self.num_prompts - self.prompts) / self.prompts
+        self.workspace.say(
+            f"{self.prompts} of {self.num_prompts} prompts, {self.tokens / passed_s:,.0f} tokens/s, "
+            f"about {_duration(left_s)} left"
+        )
+        return draws
+
+
+def _duration(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min" if minutes else f"{seconds} s"
 
 
 class _Writer:
@@ -117,16 +170,23 @@ def _principled(tokenizer: Any, prompt: Prompt, settings: GenerationSettings) ->
     return () if aligned is None else principled_ids(tokenizer, prompt, aligned.principle)
 
 
-def _check_lengths(requests: Sequence[SampleRequest], settings: GenerationSettings, context: int) -> None:
-    for request in requests:
-        longest = max(len(request.prompt.token_ids), len(request.principled_ids))
-        if longest + settings.max_completion_length > context:
-            raise UserError(
-                f"prompt {request.prompt.prompt_id} has {longest} tokens, with "
-                f"{settings.max_completion_length} to sample it passes the model's context of {context}",
-                where="generation.max_completion_length",
-                cure="Lower it, or drop long prompts with data.<source>.overlong: drop and max_length",
-            )
+def _longest(request: SampleRequest) -> int:
+    return max(len(request.prompt.token_ids), len(request.principled_ids))
+
+
+def _fitting(requests: Sequence[SampleRequest], settings: GenerationSettings, context: int) -> list[SampleRequest]:
+    """The requests whose longest response fits into the model's context."""
+    room = context - settings.max_completion_length
+    fitting = [request for request in requests if _longest(request) <= room]
+    if len(fitting) == len(requests) or (fitting and settings.overlong == "drop"):
+        return fitting
+    longest = max(requests, key=_longest)
+    raise UserError(
+        f"prompt {longest.prompt.prompt_id} has {_longest(longest)} tokens, with "
+        f"{settings.max_completion_length} to sample it passes the model's context of {context}",
+        where="generation.max_completion_length",
+        cure="Lower it, or drop long prompts with data.<source>.overlong: drop and max_length",
+    )
 
 
 def _counts(groups: Sequence[SampleGroup]) -> dict[str, int]:

@@ -1,7 +1,8 @@
 """Prompts that ask for a score: conditional alignment's tag behind every prompt, as its training wrote it."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from sail.core.artifacts import Artifact, Keyed, Leaf
 from sail.core.records import Prompt, ResponseRow
@@ -24,6 +25,7 @@ def tag_prompts(
     *,
     tokenizer: Checkpoint,
     chat_template: Leaf | None,
+    template_kwargs: Mapping[str, Any],
 ) -> Artifact:
     """The prompts artifact again, every prompt tokenised with the tag that asks for `target`; messages stay bare.
 
@@ -37,7 +39,7 @@ def tag_prompts(
         template = load_tokenizer(tokenizer, chat_template)
         for table in _TABLES:
             tagged = [
-                dataclasses.replace(prompt, token_ids=prompt_ids(template, prompt.messages, tag))
+                dataclasses.replace(prompt, token_ids=prompt_ids(template, prompt.messages, template_kwargs, tag))
                 for prompt in prompts.read(Prompt, table)
             ]
             workspace.write(table, tagged, Prompt)
@@ -47,5 +49,5 @@ def tag_prompts(
     inputs |= {f"rows/{position}": artifact for position, artifact in enumerate(rows)}
     if chat_template is not None:
         inputs["chat_template"] = chat_template
-    recipe = settings.replace(target=target, evaluate_at=()).recipe()
+    recipe = settings.replace(target=target, evaluate_at=()).recipe() | {"chat_template_kwargs": dict(template_kwargs)}
     return builder.build(Recipe("prompts", VERSION, recipe, inputs), run)

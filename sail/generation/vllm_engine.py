@@ -1,82 +1,130 @@
-"""The vLLM engine: a round's prompts, one seeded request each, to the server of the current policy."""
+"""The vLLM engine: a round's prompts, one seeded request each, to the servers of the current policy."""
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
+from transformers import AutoTokenizer
 
-from sail.core.run_settings import GenerationSettings, VllmSettings
+from sail.core.artifacts import Leaf
+from sail.core.run_settings import GenerationSettings, LoraSettings, VllmSettings
 from sail.generation.engine import Drawn, SampleRequest
-from sail.policy.loading import Checkpoint, context_length, export_merged, is_adapter, load_policy, model_folder
+from sail.policy.loading import (
+    Checkpoint,
+    context_length,
+    eos_ids,
+    export_merged,
+    is_adapter,
+    load_policy,
+    model_folder,
+    resolve_model,
+)
 from sail.policy.logprobs import token_logps
 from sail.policy.rows import Row
-from sail.serving.client import ServerClient
 from sail.serving.completions import Completion, CompletionRequest
+from sail.serving.model_files import base_model_dir
 from sail.serving.policy_server import PolicyServer
+from sail.serving.served_policy import ServedPolicy
 
 
 class VllmEngine:
     """Samples token ids from token ids; every request carries the policy version as its cache salt."""
 
-    def __init__(self, settings: VllmSettings, log_folder: Path) -> None:
-        self._settings, self._log_folder = settings, log_folder
+    def __init__(self, settings: VllmSettings, log_folder: Path, lora: LoraSettings | None = None) -> None:
+        self._settings, self._log_folder, self._lora = settings, log_folder, lora
         self._server: PolicyServer | None = None
-        self._client: ServerClient | None = None
-        self._version = ""
+        self._versions: dict[Path, str] = {}  # of the whole models seen
+        self._policy: Checkpoint | None = None
 
     def use(self, policy: Checkpoint) -> None:
         """Serve these weights: start the server, or hand it the new weights, and compare log-probs with ours."""
-        if self._version == policy.key:
-            return
         if self._server is None:
             length = self._settings.max_model_len or context_length(policy)
-            self._server = PolicyServer(self._settings, self._log_folder, max_model_len=length)
-        folder = self._full_weights(policy)
-        self._client = self._server.serve(folder, policy.key, _Scorer(policy))
-        self._version = policy.key
+            rank = self._lora.r if self._lora and self._settings.lora == "load" else None
+            self._server = PolicyServer(self._settings, self._log_folder, max_model_len=length, lora_rank=rank)
+        if self._policy != policy or self._server.policy is None:
+            self._policy = policy
+            served, scorer = self._served(policy)
+            self._server.serve(served)
+            scorer.release()
+
+    def stream(self, requests: Sequence[SampleRequest], settings: GenerationSettings) -> Iterator[list[Drawn]]:
+        """For each request its samples, in the order of the requests, while later ones are still being drawn."""
+        assert self._server is not None and self._policy is not None, "use(policy) comes first"
+        bodies = [_completion_request(request, settings, self._policy.key) for request in requests]
+        waiting: dict[int, list[Drawn]] = {}
+        following = 0
+        for position, completions in self._server.complete_many(bodies):
+            waiting[position] = [_drawn(completion) for completion in completions]
+            while following in waiting:
+                yield waiting.pop(following)
+                following += 1
 
     def sample(self, requests: Sequence[SampleRequest], settings: GenerationSettings) -> list[list[Drawn]]:
-        assert self._client is not None, "use(policy) comes first"
-        bodies = [_completion_request(request, settings, self._version) for request in requests]
-        drawn: dict[int, list[Drawn]] = {}
-        for position, completions in self._client.complete_many(bodies):
-            drawn[position] = [_drawn(completion) for completion in completions]
-        return [drawn[position] for position in range(len(requests))]
+        return list(self.stream(requests, settings))
+
+    def rest(self) -> None:
+        if self._server is not None:
+            self._server.rest()
+
+    def endpoint(self, policy: Checkpoint) -> tuple[str, str]:
+        """Address and model name of the server of these weights, for those who ask it in its own words."""
+        self.use(policy)
+        assert self._server is not None, "use(policy) makes it"
+        client = self._server.clients[0]
+        return client.base_url, client.model
 
     def close(self) -> None:
         if self._server is not None:
             self._server.stop()
-        self._server = self._client = None
-        self._version = ""
+        self._server = self._policy = None
         shutil.rmtree(self._merged_folder, ignore_errors=True)
 
     @property
     def _merged_folder(self) -> Path:
         return self._log_folder / "merged"
 
-    def _full_weights(self, policy: Checkpoint) -> Path:
-        """The folder the server loads: the checkpoint, or a merged copy of an adapter."""
-        if not is_adapter(policy):
-            return model_folder(policy)
-        folder = self._merged_folder / policy.key
+    def _served(self, policy: Checkpoint) -> "tuple[ServedPolicy, _Scorer]":
+        folder, scorer = model_folder(policy), _Scorer(policy)
+        base = base_model_dir(folder) if is_adapter(policy) else folder
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        ends = frozenset({*eos_ids(policy, tokenizer), *eos_ids(Leaf(base, ""), tokenizer)})
+        if is_adapter(policy) and self._settings.lora == "load":
+            if base not in self._versions:
+                self._versions[base] = resolve_model(str(base)).key
+            return ServedPolicy(base, self._versions[base], policy.key, ends, scorer, folder), scorer
+        whole = self._merged(policy) if is_adapter(policy) else folder
+        self._versions[whole] = policy.key
+        return ServedPolicy(whole, policy.key, policy.key, ends, scorer), scorer
+
+    def _merged(self, policy: Checkpoint) -> Path:
         shutil.rmtree(self._merged_folder, ignore_errors=True)
-        return export_merged(policy, folder)
+        return export_merged(policy, self._merged_folder / policy.key)
 
 
 class _Scorer:
-    """The trainer's log-probs of probe tokens; the policy is loaded when the first probe is scored."""
+    """The trainer's log-probs of probe tokens; the policy is loaded when the first probe is scored.
+
+    Answers are kept: a server that is started again gives the same probe tokens, and the policy stays on disk.
+    """
 
     def __init__(self, policy: Checkpoint) -> None:
         self._policy = policy
         self._model: torch.nn.Module | None = None
+        self._known: dict[tuple[tuple[int, ...], tuple[int, ...]], list[float]] = {}
 
     def __call__(self, prompt_ids: Sequence[int], response_ids: Sequence[int]) -> list[float]:
-        if self._model is None:
-            self._model = load_policy(self._policy)
-        with torch.no_grad():
-            logps: list[float] = token_logps(self._model, [Row(prompt_ids, response_ids)]).logps.tolist()
-        return logps
+        asked = (tuple(prompt_ids), tuple(response_ids))
+        if asked not in self._known:
+            if self._model is None:
+                self._model = load_policy(self._policy)
+            with torch.no_grad():
+                self._known[asked] = token_logps(self._model, [Row(prompt_ids, response_ids)]).logps.tolist()
+        return self._known[asked]
+
+    def release(self) -> None:
+        self._model = None
 
 
 def _completion_request(request: SampleRequest, settings: GenerationSettings, version: str) -> CompletionRequest:

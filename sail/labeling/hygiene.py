@@ -1,7 +1,8 @@
 """What never reaches the update: unusable samples and pairs that teach nothing, each drop counted under its metric."""
 
+import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sail.core.artifacts import Artifact
@@ -12,17 +13,22 @@ from sail.labeling.candidates import Candidate
 from sail.labeling.labels import Label, Opinion
 
 TRUNCATED, EMPTY = "labels/dropped_truncated", "labels/dropped_empty"
+ABORTED = "labels/dropped_aborted"
 HELD_OUT = "labels/dropped_held_out"
 UNRATED, FILTERED = "labels/dropped_unrated", "labels/dropped_filtered"
 IDENTICAL, TIES, MARGIN = "labels/dropped_identical", "labels/dropped_ties", "labels/dropped_margin"
+ABSTAINED, ERRORS = "labels/dropped_abstained", "labels/dropped_errors"
 
 CURES = {
     TRUNCATED: "Raise generation.max_completion_length, or set hygiene.truncated: keep",
     EMPTY: "Look at the samples; hygiene.empty: keep lets them pass",
+    ABORTED: "Look at the server's log: it ended these samples itself",
     IDENTICAL: "Sample at a higher temperature, or set hygiene.identical: keep",
     TIES: "Use label_mode: soft or hygiene.ties: keep (a policy that equals its reference prefers nothing)",
     HELD_OUT: "Hold out fewer prompts with evaluation.num_prompts, or name evaluation.prompts a source of its own",
     MARGIN: "Lower hygiene.min_margin",
+    ABSTAINED: "Look at the verdicts: a replay abstains on pairs that its file does not hold",
+    ERRORS: "Look at the problems in the verdicts, or at the judge's answers.jsonl",
 }
 _ROW_CURES = {
     UNRATED: "Give every response a score or a label, or label by a reward model",
@@ -67,13 +73,31 @@ def usable(samples: Sequence[Sample], hygiene: HygieneSettings, drops: Counter[s
     """The samples worth a label. Dataset responses count as finished whatever their length."""
     kept = []
     for sample in samples:
-        if hygiene.truncated == "drop" and not sample.finished:
+        if sample.stop_kind == "abort":  # a fragment, whatever is kept of the others
+            drops[ABORTED] += 1
+        elif hygiene.truncated == "drop" and not sample.finished:
             drops[TRUNCATED] += 1
         elif hygiene.empty == "drop" and not sample.text.strip():
             drops[EMPTY] += 1
         else:
             kept.append(sample)
     return kept
+
+
+def with_score(samples: Sequence[Sample], scores: Mapping[str, float] | None, drops: Counter[str]) -> Sequence[Sample]:
+    """The samples whose labeler gave a score: a judge's error is nan, and no label."""
+    if scores is None:
+        return samples
+    kept = [sample for sample in samples if not math.isnan(scores[sample.response_id])]
+    drops[ERRORS] += len(samples) - len(kept)
+    return kept
+
+
+def decided(opinion: Opinion, drops: Counter[str]) -> bool:
+    """Whether the labeler says anything; abstentions and errors go, each counted."""
+    if not opinion.decided:
+        drops[ABSTAINED if opinion.winner == "abstain" else ERRORS] += 1
+    return opinion.decided
 
 
 def distinct(candidates: Sequence[Candidate], hygiene: HygieneSettings, drops: Counter[str]) -> list[Candidate]:
@@ -101,8 +125,10 @@ def worth_keeping(opinion: Opinion, label: Label, hygiene: HygieneSettings, drop
 
 def nothing_left(what: str, num_prompts: int, drops: Counter[str], where: str) -> UserError:
     """The error of a labeling stage that kept nothing: how many went for which reason, and the cure of the first."""
-    reasons = [f"{count} {metric.removeprefix('labels/dropped_')}" for metric, count in drops.most_common() if count]
+    drops = Counter({metric: count for metric, count in drops.items() if count and "/dropped_" in metric})
+    reasons = [f"{count} {metric.removeprefix('labels/dropped_')}" for metric, count in drops.most_common()]
     dropped = f"dropped {', '.join(reasons)}" if reasons else "dropped none"
     otherwise = _NO_PARTNER if what == "pair" else _NO_RESPONSE
-    cure = (CURES | _ROW_CURES)[drops.most_common(1)[0][0]] if reasons else otherwise
+    cures = CURES | _ROW_CURES
+    cure = cures.get(drops.most_common(1)[0][0], "Loosen the regulation of the labels") if reasons else otherwise
     return UserError(f"no {what} is left of {num_prompts} prompts: {dropped}", where=where, cure=cure)

@@ -20,12 +20,20 @@ Winner = Literal["A", "B", "tie"]
 
 
 class Opinion(NamedTuple):
-    """What a labeler says of a candidate: Opinion("A", p_a=0.73, score_a=1.5, score_b=0.5)."""
+    """What a labeler says of a candidate: Opinion("A", p_a=0.73, score_a=1.5, score_b=0.5).
 
-    winner: Winner
+    Of an abstention or an error no label is made.
+    """
+
+    winner: Verdict
     p_a: float | None  # P(A beats B); None where the labeler only names a winner
     score_a: float | None
     score_b: float | None
+
+    @property
+    def decided(self) -> bool:
+        """Whether there is a label in it."""
+        return self.winner not in ("abstain", "error")
 
     @property
     def margin(self) -> float | None:
@@ -54,7 +62,7 @@ def _fresh(opinion: Opinion, mode: LabelMode, draw: float) -> Label:
     q_a = _probability(opinion, mode, "")
     if mode != "hard":
         return Label("A" if draw < q_a else "B", q_a)
-    tie_break: Winner = "A" if draw < 0.5 else "B"
+    tie_break: Verdict = "A" if draw < 0.5 else "B"
     return Label(tie_break if opinion.winner == "tie" else opinion.winner, q_a)
 
 
@@ -68,7 +76,9 @@ def _probability(opinion: Opinion, mode: LabelMode, where: str) -> float:
 
 
 def by_scores(score_a: float, score_b: float, temperature: float) -> Opinion:
-    """Bradley-Terry 1952: P(A beats B) = sigmoid((s_a - s_b) / temperature); equal scores tie."""
+    """Bradley-Terry 1952: P(A beats B) = sigmoid((s_a - s_b) / temperature); equal scores tie, nan is an error."""
+    if math.isnan(score_a) or math.isnan(score_b):
+        return Opinion("error", None, None, None)
     return Opinion(winner_of(score_a, score_b), sigmoid((score_a - score_b) / temperature), score_a, score_b)
 
 

@@ -4,22 +4,34 @@ Everything is found by id: a group holds its prompt's samples, scores and verdic
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from sail.core.artifacts import Artifact, Keyed
 from sail.core.errors import UserError
 from sail.core.records import DatasetVerdict, Message, PreferencePair, Sample, SampleGroup, index_responses
+from sail.core.run_settings import HygieneSettings
 from sail.core.seeds import uniform
 from sail.core.store import Builder, Recipe, Workspace
 from sail.labeling import PAIRINGS
 from sail.labeling.candidates import Candidate
 from sail.labeling.evidence import Evidence, Opinions
-from sail.labeling.hygiene import CURES, distinct, nothing_left, trained_on, usable, worth_keeping
-from sail.labeling.labels import Label, Opinion, label
+from sail.labeling.hygiene import (
+    CURES,
+    decided,
+    distinct,
+    nothing_left,
+    trained_on,
+    usable,
+    with_score,
+    worth_keeping,
+)
+from sail.labeling.label_figures import label_figures
+from sail.labeling.labels import Opinion, label
 from sail.labeling.pairing_options import PairingOptions
 from sail.labeling.pairings import PairingFacts
+from sail.labeling.regulation import LabelledPair, Others, regulate
 
-VERSION = 1
+VERSION = 2
 
 
 def pair_responses(
@@ -28,38 +40,48 @@ def pair_responses(
     evidence: Evidence | None,
     options: PairingOptions,
     held_out: Artifact | None = None,
+    second_opinions: Mapping[str, Evidence] | None = None,
 ) -> Artifact:
     """Table "pairs" of PreferencePair, in the order of the groups and of the responses in them.
 
     responses: a data or samples artifact; evidence: who labels (ScoreEvidence, DatasetEvidence, PolicyEvidence);
-    held_out: a prompts artifact whose table held_out (Prompt) is not to be trained on.
-    The manifest counts pairs and drops by the names of sail.core.metrics. UserError where labels are 'none', where
-    the labels cannot be made as asked, and where no pair is left.
+    held_out: a prompts artifact whose table held_out (Prompt) is not to be trained on; second_opinions: by name, those
+    whom the regulation's steps ask.
+    The manifest counts pairs, drops and changed labels by the names of sail.core.metrics. UserError where labels are
+    'none', where the labels cannot be made as asked, and where no pair is left.
     """
     if evidence is None:
         raise UserError(
             "labels: none, but the loss compares pairs", where=options.where,
             cure="Name a labeler, a data source or 'policy', or use a loss of single responses such as sft",
         )  # fmt: skip
-    labeler = evidence
+    labeler, others = evidence, second_opinions or {}
 
-    def run(workspace: Workspace) -> dict[str, int]:
+    def run(workspace: Workspace) -> dict[str, float]:
         groups = responses.read(SampleGroup, "groups")
         drops: Counter[str] = Counter(dict.fromkeys(CURES, 0))
         opinions = labeler.read(responses)
         _check_scores(groups, opinions, labeler.labeler)
         facts = PairingFacts(options.seed, opinions.scores, _verdicts(responses, groups, options.pairing))
         candidates = _candidates(trained_on(groups, held_out, drops), facts, options, labeler, drops)
-        pairs = _labelled(candidates, opinions.of(candidates), options, labeler, drops)
+        labelled = _labelled(candidates, opinions.of(candidates), options, labeler, drops)
+        asked = _ask_others(others, responses, [pair.candidate for pair in labelled])
+        labelled, counts = regulate(labelled, options.regulation, asked)
+        pairs = [_pair(pair, options, labeler) for pair in labelled]
         if not pairs:
-            raise nothing_left("pair", len(groups), drops, options.where)
+            raise nothing_left("pair", len(groups), drops + counts, options.where)
         workspace.write("pairs", pairs, PreferencePair)
-        return {"labels/pairs": len(pairs), **drops}
+        return {"labels/pairs": len(pairs), **drops, **counts, **label_figures(pairs)}
 
     inputs: dict[str, Keyed] = {"responses": responses, **labeler.inputs()}
+    for name, other in others.items():
+        inputs |= {f"{name}:{key}": artifact for key, artifact in other.inputs().items()}
     if held_out is not None:
         inputs["held_out"] = held_out
-    return builder.build(Recipe("pairs", VERSION, options.recipe(labeler), inputs), run)
+    recipe = options.recipe(labeler)
+    if others:
+        recipe["others"] = {name: other.recipe("soft") for name, other in others.items()}
+    return builder.build(Recipe("pairs", VERSION, recipe, inputs), run)
 
 
 def _check_scores(groups: Sequence[SampleGroup], opinions: Opinions, labeler: str) -> None:
@@ -94,9 +116,17 @@ def _candidates(
     met = [
         candidate
         for group in groups
-        for candidate in pairing(group.prompt, usable(group.samples, hygiene, drops), facts)
+        for candidate in pairing(group.prompt, _scored(group, options, facts, hygiene, drops), facts)
     ]
     return distinct(met, hygiene, drops)
+
+
+def _scored(
+    group: SampleGroup, options: PairingOptions, facts: PairingFacts, hygiene: HygieneSettings, drops: Counter[str]
+) -> Sequence[Sample]:
+    """The usable samples; of those a pairing is to choose from by score, the ones that have one."""
+    samples = usable(group.samples, hygiene, drops)
+    return with_score(samples, facts.scores, drops) if options.pairing == "best_worst" else samples
 
 
 def _labelled(
@@ -105,20 +135,26 @@ def _labelled(
     options: PairingOptions,
     evidence: Evidence,
     drops: Counter[str],
-) -> list[PreferencePair]:
+) -> list[LabelledPair]:
     hygiene = options.hygiene_of(evidence)
     pairs = []
     for candidate, opinion in zip(candidates, opinions, strict=True):
+        if not decided(opinion, drops):
+            continue
         draw = uniform(options.seed, "draw", candidate.pair_id)
         made = label(opinion, options.mode, evidence.source, draw, where=options.where)
         if worth_keeping(opinion, made, hygiene, drops):
-            pairs.append(_pair(candidate, opinion, made, draw, options, evidence))
+            pairs.append(LabelledPair(candidate, opinion, made, draw))
     return pairs
 
 
-def _pair(
-    candidate: Candidate, opinion: Opinion, made: Label, draw: float, options: PairingOptions, evidence: Evidence
-) -> PreferencePair:
+def _ask_others(others: Mapping[str, Evidence], responses: Artifact, candidates: Sequence[Candidate]) -> Others:
+    ids = [candidate.pair_id for candidate in candidates]
+    return {name: dict(zip(ids, other.read(responses).of(candidates), strict=True)) for name, other in others.items()}
+
+
+def _pair(pair: LabelledPair, options: PairingOptions, evidence: Evidence) -> PreferencePair:
+    candidate, opinion, made = pair.candidate, pair.opinion, pair.label
     a, b = candidate.a, candidate.b
     chosen, rejected = (b, a) if made.verdict == "B" else (a, b)
     return PreferencePair(
@@ -135,7 +171,7 @@ def _pair(
         p_a=made.p_a,
         score_a=opinion.score_a,
         score_b=opinion.score_b,
-        draw=draw,
+        draw=pair.draw,
         length_a=len(a.token_ids),
         length_b=len(b.token_ids),
         truncated_a=not a.finished,
@@ -143,6 +179,7 @@ def _pair(
         prompt=candidate.prompt.messages,
         chosen=_turn(chosen),
         rejected=_turn(rejected),
+        steps=pair.steps,
     )
 
 

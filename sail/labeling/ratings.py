@@ -1,5 +1,6 @@
 """From a labeler's scores to what a loss of single responses reads: normalised scores, thumbs, win rates."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
@@ -79,7 +80,7 @@ class DatasetRatings:
 
 @dataclass(frozen=True, slots=True)
 class ScoredRatings:
-    """The scores of any labeler that scores responses (ScoreEvidence, PolicyEvidence)."""
+    """The scores of any labeler that scores responses; one it could not score (nan) has no rating."""
 
     evidence: Evidence
 
@@ -90,7 +91,7 @@ class ScoredRatings:
         scores = self.evidence.read(responses).scores
         if scores is None:
             raise ValueError(f"labeler {self.evidence.labeler!r} compares pairs and scores no single response")
-        rated = {response_id: Rating(score) for response_id, score in scores.items()}
+        rated = {response_id: Rating(score) for response_id, score in scores.items() if not math.isnan(score)}
         return Ratings(rated, self.evidence.labeler, self.evidence.digest)
 
 

@@ -1,12 +1,15 @@
 """The scores stage: every response of an artifact, scored once by one labeler, in shards that survive a kill."""
 
+import math
 from collections.abc import Sequence
+from typing import Any
 
 from sail.core.artifacts import Artifact
 from sail.core.records import Example, SampleGroup, ScoredGroup
-from sail.core.run_settings import CallableLabeler, RewardModelLabeler
+from sail.core.run_settings import LabelerSettings
 from sail.core.store import Builder, Recipe, Workspace
 from sail.labeling import LABELERS, Labeler
+from sail.labeling.answers import sort_answers
 from sail.labeling.labeler_row import Scorer
 from sail.policy.devices import free_memory
 
@@ -14,15 +17,18 @@ VERSION = 1
 _TABLE = "scores"
 
 
-def make_labeler(name: str, settings: RewardModelLabeler | CallableLabeler, fitted: Artifact | None = None) -> Labeler:
-    """The labeler `labelers.<name>` of a run; `fitted` is fit_reward_model's artifact where settings.fit is set.
+def make_labeler(name: str, settings: LabelerSettings, made_here: Any = None) -> Labeler:
+    """The labeler `labelers.<name>` of a run, one that scores responses.
+
+    made_here: for a reward model with settings.fit the artifact of fit_reward_model, for a judge at url: policy the
+    endpoint of the policy.
 
     Hashes the user's files and looks a callable up, loads no model. UserError where the model, module or function
     does not exist.
     """
     make = LABELERS[settings.kind].scores
-    assert make is not None, f"{settings.kind} answers at pairing"
-    return make(name, settings, fitted)
+    assert make is not None, f"{settings.kind} scores no responses by itself"
+    return make(name, settings, made_here)
 
 
 def score_responses(builder: Builder, responses: Artifact, labeler: Labeler, *, shard_size: int = 64) -> Artifact:
@@ -36,7 +42,7 @@ def score_responses(builder: Builder, responses: Artifact, labeler: Labeler, *, 
         done = _committed_shards(workspace)
         scored = [group for shard in done for group in workspace.read(shard, ScoredGroup)]
         _assert_begins_with(groups, scored)
-        scorer = labeler.open() if len(scored) < len(groups) else None
+        scorer = labeler.open(workspace) if len(scored) < len(groups) else None
         while scorer is not None and len(scored) < len(groups):
             shard = _score_groups(scorer, groups[len(scored) : len(scored) + shard_size])
             workspace.write(f"{_TABLE}-{len(done):05d}", shard, ScoredGroup)
@@ -45,6 +51,7 @@ def score_responses(builder: Builder, responses: Artifact, labeler: Labeler, *, 
             workspace.say(f"{labeler.name} scored {len(scored)} of {len(groups)} prompts")
         del scorer
         free_memory()
+        sort_answers(workspace.path)
         return _counts(scored)
 
     recipe = Recipe("scores", VERSION, labeler.recipe, {"responses": responses, "labeler": labeler.source})
@@ -79,6 +86,9 @@ def _score_groups(scorer: Scorer, groups: Sequence[SampleGroup]) -> list[ScoredG
 
 
 def _counts(scored: Sequence[ScoredGroup]) -> dict[str, float]:
-    scores = [score for group in scored for score in group.scores]
-    counts: dict[str, float] = {"prompts": len(scored), "responses": len(scores)}
+    given = [score for group in scored for score in group.scores]
+    scores = [score for score in given if not math.isnan(score)]
+    counts: dict[str, float] = {"prompts": len(scored), "responses": len(given)}
+    if len(scores) < len(given):
+        counts["errors"] = len(given) - len(scores)
     return counts | ({"mean_score": sum(scores) / len(scores)} if scores else {})

@@ -5,7 +5,7 @@ The tag lives in token ids alone: a prompt's messages, which reward models and j
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from sail.core.artifacts import Keyed, Leaf
@@ -23,9 +23,11 @@ class Tagging:
     settings: PromptTagSettings
     tokenizer: Checkpoint  # the run's starting model, whose chat template carries no tag yet
     chat_template: Leaf | None = None
+    template_kwargs: Mapping[str, Any] = field(default_factory=dict)
 
     def recipe(self) -> dict[str, Any]:
-        return self.settings.replace(target=0.0, evaluate_at=()).recipe()  # what is asked for later changes no row
+        own = self.settings.replace(target=0.0, evaluate_at=()).recipe()  # what is asked for later changes no row
+        return own | {"chat_template_kwargs": dict(self.template_kwargs)}
 
     def inputs(self) -> dict[str, Keyed]:
         template = {} if self.chat_template is None else {"chat_template": self.chat_template}
@@ -51,6 +53,6 @@ def tagged_groups(
     groups = []
     for row in rows:
         prompt, sample = index[row.response_id]
-        ids = prompt_ids(tokenizer, prompt.messages, row.tag)
+        ids = prompt_ids(tokenizer, prompt.messages, tagging.template_kwargs, row.tag)
         groups.append(SampleGroup(dataclasses.replace(prompt, token_ids=ids), (sample,)))
     return groups

@@ -1,6 +1,7 @@
 """Conversations to token ids and back, once: nothing sampled is ever tokenised again."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
@@ -8,13 +9,21 @@ from transformers import PreTrainedTokenizerBase
 from sail.core.errors import UserError
 from sail.core.records import Message
 
+_NO_KWARGS: Mapping[str, Any] = {}
 
-def prompt_ids(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], tag: str = "") -> tuple[int, ...]:
+
+def prompt_ids(
+    tokenizer: PreTrainedTokenizerBase,
+    messages: Sequence[Message],
+    kwargs: Mapping[str, Any] = _NO_KWARGS,
+    tag: str = "",
+) -> tuple[int, ...]:
     """Ids of a conversation up to and including the generation prompt, with one BOS where the model has one.
 
-    tag is text after the generation prompt, tokenised together with it (conditional alignment).
+    kwargs are the template's own (RunSettings.chat_template_kwargs); tag is text after the generation prompt,
+    tokenised together with it (conditional alignment).
     """
-    ids = _encode(tokenizer, _render(tokenizer, messages, add_generation_prompt=True) + tag)
+    ids = _encode(tokenizer, _render(tokenizer, messages, kwargs, add_generation_prompt=True) + tag)
     if len(ids) > 1 and ids[0] == ids[1] == tokenizer.bos_token_id:
         raise UserError(
             "the chat template gives two BOS tokens", where="chat_template", cure="Write bos_token once in the template"
@@ -23,15 +32,20 @@ def prompt_ids(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], 
 
 
 def response_ids(
-    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], response: str, eos: Sequence[int]
+    tokenizer: PreTrainedTokenizerBase,
+    messages: Sequence[Message],
+    response: str,
+    eos: Sequence[int],
+    kwargs: Mapping[str, Any] = _NO_KWARGS,
 ) -> tuple[int, ...]:
     """Ids of a written response as the policy would have sampled it: the content, then one EOS.
 
     The template renders prompt and response together and the prompt's text is cut off, so that template marks around
     the response are kept; what a template writes after EOS (Qwen's newline) is not, a sampler stops before it.
     """
-    before = _render(tokenizer, messages, add_generation_prompt=True)
-    whole = _render(tokenizer, [*messages, Message(role="assistant", content=response)], add_generation_prompt=False)
+    before = _render(tokenizer, messages, kwargs, add_generation_prompt=True)
+    answered = [*messages, Message(role="assistant", content=response)]
+    whole = _render(tokenizer, answered, kwargs, add_generation_prompt=False)
     tail = whole[len(before) :] if whole.startswith(before) else response
     ids = _encode(tokenizer, tail)
     end = next((position for position, token in enumerate(ids) if token in eos), None)
@@ -45,10 +59,19 @@ def response_text(tokenizer: PreTrainedTokenizerBase, token_ids: Sequence[int]) 
     return str(tokenizer.decode(list(token_ids), skip_special_tokens=True)).strip()
 
 
-def _render(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], *, add_generation_prompt: bool) -> str:
+def _render(
+    tokenizer: PreTrainedTokenizerBase,
+    messages: Sequence[Message],
+    kwargs: Mapping[str, Any],
+    *,
+    add_generation_prompt: bool,
+) -> str:
     turns = [{"role": message["role"], "content": message["content"]} for message in messages]
     try:
-        return str(tokenizer.apply_chat_template(turns, add_generation_prompt=add_generation_prompt, tokenize=False))
+        text = tokenizer.apply_chat_template(
+            turns, add_generation_prompt=add_generation_prompt, tokenize=False, **kwargs
+        )
+        return str(text)
     except TemplateError as error:
         roles = ", ".join(turn["role"] for turn in turns)
         raise UserError(

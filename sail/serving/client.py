@@ -1,6 +1,5 @@
-"""The client of a vLLM server: seeded completions, log-probs, and the development endpoints."""
+"""The client of one vLLM server: seeded completions, log-probs, and the development endpoints."""
 
-import asyncio
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
@@ -8,23 +7,22 @@ from typing import Any
 
 from sail.core.errors import UserError
 from sail.core.run_settings import VllmSettings
-from sail.serving.completions import Completion, CompletionRequest, StopKind, read_completions, request_body
+from sail.serving.completions import Completion, CompletionRequest, StopKind, request_body
+from sail.serving.dispatch import Dispatcher, Lane, Numbered
 from sail.serving.errors import ServerError
 from sail.serving.exchange import Exchange
-from sail.serving.streaming import Emit, stream
+from sail.serving.streaming import stream
 
 __all__ = ["Completion", "CompletionRequest", "ServerClient", "StopKind"]
 
-_COMPLETIONS = "/v1/completions"
 _RESET_ATTEMPTS, _RESET_WAIT_S = 20, 0.1
-_Numbered = tuple[int, list[Completion]]
 
 
 class ServerClient:
     """Talks to one server.
 
-    model: the name it serves (None: ask it). eos_ids: the model's EOS ids, to tell EOS from other stop tokens
-    where a model has several.
+    model: the name it serves, the base model or an adapter on it (None: ask it). eos_ids: every id that ends a
+    response, sent along with each request.
     """
 
     def __init__(
@@ -36,36 +34,34 @@ class ServerClient:
         eos_ids: frozenset[int] = frozenset(),
     ) -> None:
         self.base_url = base_url.rstrip("/")
+        self.eos_ids = eos_ids
         self._model = model
-        self._concurrency = settings.concurrency
-        self._eos_ids = eos_ids
-        self._exchange = Exchange(base_url, settings)
+        self._settings = settings
+        self._exchange = Exchange(base_url, timeout_s=settings.request_timeout_s)
+
+    def asking_for(self, model: str | None, eos_ids: frozenset[int]) -> "ServerClient":
+        """A client of the same server that asks for another of its models."""
+        return ServerClient(self.base_url, model=model, settings=self._settings, eos_ids=eos_ids)
 
     def complete(self, request: CompletionRequest) -> list[Completion]:
         """The request's n samples, in order of index."""
         [(_, completions)] = self.complete_many([request])
         return completions
 
-    def complete_many(self, requests: Iterable[CompletionRequest]) -> Iterator[_Numbered]:
-        """(position, samples) of every request as it finishes, vllm.concurrency of them in flight.
+    def complete_many(self, requests: Iterable[CompletionRequest]) -> Iterator[Numbered]:
+        """(position, samples) of every request as it finishes; see `complete_over`, with this server alone."""
+        return complete_over([self], list(requests), self._settings)
 
-        A disconnect, a timeout or a 5xx is tried again vllm.max_retries times: the seed makes a second try
-        give the same bits. Then ServerError, and the rest is cancelled, as it is when the reader stops early.
-        A request over the model's length is a UserError before anything is sent.
-        """
-        checked = list(requests)
-        for request in checked:
-            self._refuse_too_long(len(request.prompt_ids), request.max_tokens)
-        if not checked:
-            return iter(())
-        return stream(lambda emit: self._complete_all(checked, emit))
+    def lane(self) -> Lane:
+        """This server, for a dispatcher."""
+        return Lane(self._exchange, self.model, self.eos_ids)
 
     def token_logprobs(self, prompt_ids: Sequence[int], *, cache_salt: str = "") -> list[float]:
         """log pi(token t | tokens before t) for t = 1 .. len - 1, nats, at temperature 1."""
-        self._refuse_too_long(len(prompt_ids), 1)
+        self.refuse_too_long(len(prompt_ids), 1)
         request = CompletionRequest(tuple(prompt_ids), n=1, seed=0, max_tokens=1, cache_salt=cache_salt)
-        body = request_body(request, self.model) | {"prompt_logprobs": 0}
-        entries = self._exchange.once("POST", _COMPLETIONS, body)["choices"][0]["prompt_logprobs"][1:]
+        body = request_body(request, self.model, self.eos_ids) | {"prompt_logprobs": 0}
+        entries = self._exchange.once("POST", "/v1/completions", body)["choices"][0]["prompt_logprobs"][1:]
         return [entry[str(token)]["logprob"] for entry, token in zip(entries, prompt_ids[1:], strict=True)]
 
     def health(self) -> bool:
@@ -80,31 +76,46 @@ class ServerClient:
             time.sleep(_RESET_WAIT_S)
         raise ServerError("the prefix cache was not reset: requests still run on the server")
 
+    def load_adapter(self, name: str, folder: str) -> None:
+        """Serve the LoRA adapter of a folder under a new name."""
+        self._exchange.done("POST", "/v1/load_lora_adapter", {"lora_name": name, "lora_path": folder})
+
+    def unload_adapter(self, name: str) -> None:
+        self._exchange.done("POST", "/v1/unload_lora_adapter", {"lora_name": name})
+
+    def adapters(self) -> list[str]:
+        """Names of the adapters being served."""
+        return [str(card["id"]) for card in self._cards() if card["parent"] is not None]
+
+    def sleep(self) -> None:
+        """Move the weights out of the GPU and forget the keys and values."""
+        self._exchange.done("POST", "/sleep?level=1")
+
+    def wake_up(self) -> None:
+        self._exchange.done("POST", "/wake_up")
+
     def collective_rpc(self, method: str, **kwargs: Any) -> list[Any]:
         """Call a method on every worker, once (an update that failed must not be repeated); their results."""
         reply = self._exchange.once("POST", "/collective_rpc", {"method": method, "kwargs": kwargs})
         results: list[Any] = reply["results"]
         return results
 
-    @property
+    @cached_property
     def model(self) -> str:
         """The name the server answers to."""
-        return self._model or str(self._card["id"])
-
-    @property
-    def max_model_len(self) -> int:
-        """Tokens of prompt and response the server takes."""
-        return int(self._card["max_model_len"])
+        return self._model or next(str(card["id"]) for card in self._cards() if card["parent"] is None)
 
     @cached_property
-    def _card(self) -> dict[str, Any]:
-        cards: list[dict[str, Any]] = self._exchange.once("GET", "/v1/models")["data"]
-        matching = [card for card in cards if self._model in (None, card["id"])]
-        if not matching:
-            raise ServerError(f"{self.base_url} serves {[card['id'] for card in cards]}, not {self._model}")
-        return matching[0]
+    def max_model_len(self) -> int:
+        """Tokens of prompt and response the server takes."""
+        cards = {card["id"]: card for card in self._cards()}
+        if self.model not in cards:
+            raise ServerError(f"{self.base_url} serves {sorted(cards)}, not {self.model}")
+        card = cards[self.model]
+        return int((card if card["parent"] is None else cards[card["parent"]])["max_model_len"])
 
-    def _refuse_too_long(self, prompt_tokens: int, max_tokens: int) -> None:
+    def refuse_too_long(self, prompt_tokens: int, max_tokens: int) -> None:
+        """UserError for a request that the server would answer with fewer tokens than asked for."""
         limit = self.max_model_len
         if prompt_tokens + max_tokens > limit:
             raise UserError(
@@ -113,21 +124,25 @@ class ServerClient:
                 cure="Lower it, shorten or drop long prompts, or raise vllm.max_model_len",
             )
 
-    async def _complete_all(self, requests: list[CompletionRequest], emit: Emit[_Numbered]) -> None:
-        todo = iter(enumerate(requests))
-        model = self.model
+    def _cards(self) -> list[dict[str, Any]]:
+        cards: list[dict[str, Any]] = self._exchange.once("GET", "/v1/models")["data"]
+        return [{"parent": None} | card for card in cards]
 
-        async with self._exchange.open() as http:
 
-            async def work() -> None:
-                for position, request in todo:
-                    reply = await self._exchange.post_seeded(http, _COMPLETIONS, request_body(request, model))
-                    emit((position, read_completions(reply, request, self._eos_ids)))
+def complete_over(
+    clients: Sequence[ServerClient], requests: Sequence[CompletionRequest], settings: VllmSettings
+) -> Iterator[Numbered]:
+    """(position, samples) of every request as it finishes, vllm.concurrency of them in flight on each server.
 
-            workers = [asyncio.create_task(work()) for _ in range(min(self._concurrency, len(requests)))]
-            try:
-                await asyncio.gather(*workers)
-            finally:
-                for worker in workers:
-                    worker.cancel()
-                await asyncio.gather(*workers, return_exceptions=True)
+    What may pass is tried again (sail.serving.dispatch); ServerLostError when nobody is left to ask, and the rest is
+    cancelled, as it is when the reader stops early. A request over a server's length is a UserError before anything
+    is sent. All servers must hold the same weights.
+    """
+    if not requests:
+        return iter(())
+    for client in clients:
+        for request in requests:
+            client.refuse_too_long(len(request.prompt_ids), request.max_tokens)
+    lanes = [client.lane() for client in clients]
+    ahead = 2 * settings.concurrency * len(lanes)
+    return stream(lambda emit: Dispatcher(lanes, requests, settings, emit).run(), ahead=ahead)

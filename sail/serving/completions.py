@@ -52,9 +52,9 @@ class Completion:
     stop_reason: str | int | None
 
 
-def request_body(request: CompletionRequest, model: str) -> dict[str, Any]:
+def request_body(request: CompletionRequest, model: str, eos_ids: frozenset[int]) -> dict[str, Any]:
     """JSON for /v1/completions. Everything is explicit: a model's generation_config would set what is left
-    out."""
+    out, and the server knows the EOS ids of the weights it was started on, not of those it serves now."""
     body: dict[str, Any] = {
         "model": model,
         "prompt": list(request.prompt_ids),
@@ -70,7 +70,7 @@ def request_body(request: CompletionRequest, model: str) -> dict[str, Any]:
         "presence_penalty": 0.0,
         "frequency_penalty": 0.0,
         "stop": list(request.stop),
-        "stop_token_ids": list(request.stop_token_ids),
+        "stop_token_ids": sorted(eos_ids | set(request.stop_token_ids)),
         "logprobs": 0,
         "return_token_ids": True,
     }
@@ -95,6 +95,8 @@ def _read_choice(choice: dict[str, Any], request: CompletionRequest, eos_ids: fr
     if any(value is None or not math.isfinite(value) for value in logprobs):
         raise ServerError("a log-prob is missing or not finite")
     kind = _stop_kind(choice["finish_reason"], choice["stop_reason"], eos_ids)
+    if kind == "eos" and eos_ids and token_ids[-1] not in eos_ids:
+        raise ServerError(f"a sample ended with token {token_ids[-1]}, the policy's EOS ids are {sorted(eos_ids)}")
     if kind == "length" and len(token_ids) != request.max_tokens:
         raise ServerError(f"a sample was cut at {len(token_ids)} of {request.max_tokens} tokens")
     return Completion(tuple(token_ids), tuple(logprobs), kind, choice["stop_reason"])

@@ -5,5 +5,25 @@ class ServerError(RuntimeError):
     """The server failed, and went on failing for as long as retrying was allowed."""
 
 
+class RequestRefusedError(ServerError):
+    """The server answered with an error that a second try would not change."""
+
+    def __init__(self, told: str, status: int) -> None:
+        super().__init__(told)
+        self.status = status
+
+
 class WeightSyncError(ServerError):
     """New weights did not arrive in the running server, or not the right ones; a restart may mend it."""
+
+
+class ServerLostError(ServerError):
+    """No server is left to ask; one of ours is started again."""
+
+
+class TransientError(ServerError):
+    """One request failed in a way that may pass: a disconnect, a timeout, a 5xx, an aborted sample."""
+
+
+class OtherModelError(RequestRefusedError):
+    """The server does not know the model we asked for: it was started again, or is another one."""

@@ -1,28 +1,35 @@
-"""HTTP with one server, and the one place that tries anything again."""
+"""HTTP with one server: requests, JSON replies, and which failures may pass. Nothing is repeated here."""
 
-import asyncio
+from collections.abc import Mapping
 from typing import Any
 
 import httpx
 
-from sail.core.run_settings import VllmSettings
-from sail.serving.errors import ServerError
+from sail.serving.errors import OtherModelError, RequestRefusedError, ServerError, TransientError
 
 _CONNECT_S = 5.0
-_FIRST_BACKOFF_S, _LONGEST_BACKOFF_S = 0.25, 8.0
 Json = dict[str, Any]
 
 
 class Exchange:
-    """Requests and JSON replies. Only seeded completions are repeated: a second try of those gives the same
-    bits."""
+    """One server's address, and how it is talked to.
 
-    def __init__(self, base_url: str, settings: VllmSettings) -> None:
+    headers go with every request; through_proxy: whether the environment's proxies count.
+    """
+
+    def __init__(
+        self,
+        base_url: str,
+        *,
+        timeout_s: float,
+        headers: Mapping[str, str] | None = None,
+        through_proxy: bool = False,
+    ) -> None:
         self.base_url = base_url.rstrip("/")
-        self._max_retries = settings.max_retries
         self._options: dict[str, Any] = {
-            "timeout": httpx.Timeout(settings.request_timeout_s, connect=_CONNECT_S),
-            "trust_env": False,  # no proxy between us and the server
+            "timeout": httpx.Timeout(timeout_s, connect=_CONNECT_S),
+            "headers": dict(headers or {}),
+            "trust_env": through_proxy,
             "verify": base_url.startswith("https:"),  # loading certificates costs more than a request
             # uvicorn drops idle connections, and the one it answered a 500 on: reusing those is a race
             "limits": httpx.Limits(max_connections=None, max_keepalive_connections=0),
@@ -31,12 +38,11 @@ class Exchange:
 
     def once(self, method: str, path: str, body: Json | None = None) -> Json:
         """The reply, or ServerError."""
-        url = f"{self.base_url}{path}"
-        try:
-            reply = self._http.request(method, url, json=body)
-        except httpx.TransportError as error:
-            raise ServerError(f"{url}: {_named(error)}") from None
-        return _content(reply)
+        return _content(self._send(method, path, body))
+
+    def done(self, method: str, path: str, body: Json | None = None) -> None:
+        """A request whose reply says nothing but that it worked, or ServerError."""
+        _refuse_failure(self._send(method, path, body))
 
     def answers(self, path: str) -> bool:
         """Whether a GET is answered with success, soon."""
@@ -46,36 +52,45 @@ class Exchange:
             return False
 
     def open(self) -> httpx.AsyncClient:
-        """What `post_seeded` sends with; a context manager of the event loop it is used in."""
+        """What `post` sends with; a context manager of the event loop it is used in."""
         return httpx.AsyncClient(**self._options)
 
-    async def post_seeded(self, http: httpx.AsyncClient, path: str, body: Json) -> Json:
-        """The reply; disconnects, timeouts and 5xx are tried again vllm.max_retries times, then
-        ServerError."""
-        url, problem = f"{self.base_url}{path}", ""
-        for attempt in range(self._max_retries + 1):
-            if attempt:
-                await asyncio.sleep(min(_FIRST_BACKOFF_S * 2 ** (attempt - 1), _LONGEST_BACKOFF_S))
-            try:
-                reply = await http.post(url, json=body)
-            except httpx.TransportError as error:
-                problem = _named(error)
-                continue
-            if not reply.is_server_error:
-                return _content(reply)
-            problem = _told(reply)
-        raise ServerError(f"{url} failed {self._max_retries + 1} times, at last with {problem}")
+    async def post(self, http: httpx.AsyncClient, path: str, body: Json) -> Json:
+        """The reply; TransientError for what may pass, ServerError for what will not."""
+        try:
+            reply = await http.post(f"{self.base_url}{path}", json=body)
+        except httpx.TransportError as error:
+            raise TransientError(_named(error)) from None
+        return _content(reply)
+
+    def _send(self, method: str, path: str, body: Json | None) -> httpx.Response:
+        url = f"{self.base_url}{path}"
+        try:
+            return self._http.request(method, url, json=body)
+        except httpx.TransportError as error:
+            raise ServerError(f"{url}: {_named(error)}") from None
 
 
 def _content(reply: httpx.Response) -> Json:
-    if not reply.is_success:
-        raise ServerError(_told(reply))
-    content: Json = reply.json()
+    _refuse_failure(reply)
+    try:
+        content = reply.json()
+    except ValueError:
+        raise ServerError(f"{reply.url}: an answer that is no JSON: {reply.text[:200]!r}") from None
+    if not isinstance(content, dict):
+        raise ServerError(f"{reply.url}: an answer that is no JSON object: {reply.text[:200]!r}")
     return content
 
 
-def _told(reply: httpx.Response) -> str:
-    return f"{reply.url}: HTTP {reply.status_code}: {reply.text[:500]}"
+def _refuse_failure(reply: httpx.Response) -> None:
+    if reply.is_success:
+        return
+    told = f"{reply.url}: HTTP {reply.status_code}: {reply.text[:500]}"
+    if reply.is_server_error or reply.status_code == httpx.codes.TOO_MANY_REQUESTS:
+        raise TransientError(told)
+    if reply.status_code == httpx.codes.NOT_FOUND:
+        raise OtherModelError(told, reply.status_code)
+    raise RequestRefusedError(told, reply.status_code)
 
 
 def _named(error: httpx.TransportError) -> str:

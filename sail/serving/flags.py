@@ -11,7 +11,7 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from sail.core.errors import UserError
 from sail.core.run_settings import VllmSettings
@@ -20,9 +20,13 @@ from sail.serving.versions import Device
 
 ENTRY_MODULE = "vllm.entrypoints.launchers.api_server.entry"
 WORKER_EXTENSION = "sail.serving.worker.WeightReloader"
-LOOPBACK = "127.0.0.1"  # the development endpoints have no login
-_OURS = frozenset({"model", "host", "port", "served-model-name", "worker-extension-cls", "logprobs-mode"})
+_OURS = frozenset({"model", "host", "port", "served-model-name", "worker-extension-cls", "logprobs-mode"}) | {
+    "generation-config", "enable-lora", "max-lora-rank", "enable-sleep-mode"
+}  # fmt: skip
 _CPU_BATCHED_TOKENS = 4096
+_LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # those vLLM has room for
+
+Rest = Literal["keep", "sleep", "stop"]
 
 
 @dataclass(frozen=True)
@@ -31,9 +35,11 @@ class LaunchPlan:
 
     model_dir: Path
     model_name: str
+    version: str  # of the model
     port: int
     device: Device
     max_model_len: int | None
+    lora_rank: int | None  # the largest of the adapters to come; None: none come
     seed: int
 
 
@@ -42,16 +48,22 @@ def server_command(plan: LaunchPlan, settings: VllmSettings) -> list[str]:
     flags: dict[str, Any] = {
         "model": str(plan.model_dir),
         "served-model-name": plan.model_name,
-        "host": LOOPBACK,
+        "host": settings.host,
         "port": plan.port,
         "seed": plan.seed,
         "dtype": serving_dtype(settings, plan.device),
         "max-num-seqs": settings.max_num_seqs,
         "logprobs-mode": "processed_logprobs",
+        "generation-config": "vllm",  # neutral: sampling parameters and EOS ids come with each request
         "worker-extension-cls": WORKER_EXTENSION,
     }
     if plan.max_model_len is not None:
         flags["max-model-len"] = plan.max_model_len
+    if plan.lora_rank is not None:
+        # two: the new version is loaded, and verified, before the old one goes
+        flags |= {"enable-lora": True, "max-lora-rank": _room_for(plan.lora_rank), "max-cpu-loras": 2}
+    if rests_by(settings, plan.device) == "sleep":
+        flags["enable-sleep-mode"] = True
     if plan.device == "cpu":
         longest = plan.max_model_len or context_length(plan.model_dir)
         flags |= {
@@ -63,10 +75,18 @@ def server_command(plan: LaunchPlan, settings: VllmSettings) -> list[str]:
     return [sys.executable, "-m", ENTRY_MODULE, *_argv(flags), *_argv(_own_args(settings.args))]
 
 
-def server_environment(settings: VllmSettings, device: Device) -> dict[str, str]:
+def _room_for(rank: int) -> int:
+    fitting = [room for room in _LORA_RANKS if room >= rank]
+    if not fitting:
+        raise UserError(f"rank {rank} is over vLLM's {_LORA_RANKS[-1]}", where="lora.r", cure="Lower it")
+    return fitting[0]
+
+
+def server_environment(settings: VllmSettings, device: Device, version: str) -> dict[str, str]:
     """The driver's environment, with what the server needs."""
     environment = dict(os.environ)
     environment |= {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "VLLM_SERVER_DEV_MODE": "1"}
+    environment |= {"VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True", "SAIL_MODEL_VERSION": version}
     package_root = str(Path(__file__).resolve().parents[2])
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, [package_root, environment.get("PYTHONPATH", "")]))
     if device == "cpu":
@@ -82,6 +102,15 @@ def serving_dtype(settings: VllmSettings, device: Device) -> str:
     if settings.dtype != "auto":
         return settings.dtype
     return "float32" if device == "cpu" else "bfloat16"
+
+
+def rests_by(settings: VllmSettings, device: Device) -> Rest:
+    """What our server does while the policy trains; by default it sleeps where both share a GPU."""
+    if settings.during_update is None:
+        return "sleep" if device == "gpu" and not settings.gpus else "keep"
+    if settings.during_update == "sleep" and device == "cpu":
+        return "keep"  # vLLM accepts the request there and does nothing
+    return settings.during_update
 
 
 def _own_args(args: Mapping[str, Any]) -> dict[str, Any]:

@@ -61,6 +61,21 @@ def tensor_layout(model_dir: Path) -> Layout:
     return layout
 
 
+def base_model_dir(adapter_dir: Path) -> Path:
+    """The whole model an adapter was trained on."""
+    return Path(str(_read_json(adapter_dir / "adapter_config.json")["base_model_name_or_path"]))
+
+
+def check_adapter(adapter_dir: Path) -> None:
+    """ModelDirError unless a LoRA adapter's config and weights are there and whole."""
+    _read_json(adapter_dir / "adapter_config.json")
+    file = adapter_dir / "adapter_model.safetensors"
+    if not file.is_file():
+        raise ModelDirError("no such file", where=str(file), cure="Expected an adapter written by save_pretrained")
+    if not any(".lora_A." in name for name in _file_layout(file)):
+        raise ModelDirError("it holds no LoRA layer", where=str(file), cure="Only adapters of kind LORA are served")
+
+
 def _file_layout(file: Path) -> Layout:
     size = file.stat().st_size
     with file.open("rb") as stream:

@@ -1,18 +1,22 @@
-"""The server of the current policy: started once, given new weights, restarted only when that fails."""
+"""The server of the current policy, or several: started once, given new weights, restarted when it is lost."""
 
 import logging
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 from sail.core.errors import UserError
 from sail.core.run_settings import VllmSettings
-from sail.serving.client import ServerClient
-from sail.serving.errors import ServerError, WeightSyncError
-from sail.serving.model_files import eos_token_ids, tensor_layout
-from sail.serving.probes import probes_for
+from sail.serving.client import ServerClient, complete_over
+from sail.serving.completions import CompletionRequest
+from sail.serving.dispatch import Numbered
+from sail.serving.errors import ServerError, ServerLostError
+from sail.serving.flags import rests_by
+from sail.serving.replica import Replica
+from sail.serving.served_policy import ServedPolicy
 from sail.serving.server import VllmServer
-from sail.serving.weight_sync import Score, SyncReport, sync_weights, tolerance_nats, verify_weights
+from sail.serving.versions import installed_vllm
 
 _logger = logging.getLogger(__name__)
 
@@ -21,44 +25,102 @@ class PolicyServer:
     """Serves one policy version at a time, verified against the trainer's log-probs.
 
         with PolicyServer(settings.vllm, run_dir / "logs") as policy_server:
-            client = policy_server.serve(checkpoint_dir, version="3fa9...", score=trainer_logprobs)
+            policy_server.serve(policy)
+            for position, completions in policy_server.complete_many(requests): ...
 
-    mode server: our own process. mode external: settings.server_urls[0], never started or stopped, same sync;
-    it must run with the flags of sail.serving.flags and see the same files.
+    mode server: one process of our own. mode external: all of settings.server_urls, never started or stopped, same
+    sync; they must run with the flags of sail.serving.flags and see the same files.
     """
 
     def __init__(
-        self, settings: VllmSettings, log_dir: Path, *, max_model_len: int | None = None, seed: int = 0
+        self,
+        settings: VllmSettings,
+        log_dir: Path,
+        *,
+        max_model_len: int | None = None,
+        lora_rank: int | None = None,
+        seed: int = 0,
     ) -> None:
         if settings.mode == "external" and not settings.server_urls:
             raise UserError("mode external has no server", where="vllm.server_urls", cure="List its URL there")
         self._settings = settings
         self._log_dir = log_dir
         self._max_model_len = max_model_len
+        self._lora_rank = lora_rank  # adapters are served up to this rank; None: whole models only
         self._seed = seed
-        self.server: VllmServer | None = None
-        self._client: ServerClient | None = None
+        self._asleep = False
+        self.replicas: list[Replica] = []
         self.num_starts = 0
-        self.version: str | None = None  # what is being served and verified; None: nothing
-        self.last_report: SyncReport | None = None
+        self.policy: ServedPolicy | None = None  # what is being served and verified; None: nothing
 
-    def serve(self, model_dir: Path, version: str, score: Score) -> ServerClient:
-        """A client of a server that samples from `model_dir`: kept, reloaded, or (last) started anew."""
-        if self.version == version and self._client is not None and self._answers():
-            return self._client
-        tensor_layout(model_dir)
-        self.version = None
-        client = (
-            self._external(model_dir, version, score) if self._is_external else self._own(model_dir, version, score)
-        )
-        self._client, self.version = client, version
-        return client
+    @property
+    def version(self) -> str | None:
+        return None if self.policy is None else self.policy.version
+
+    @property
+    def clients(self) -> list[ServerClient]:
+        """One for each server, sampling from the served policy."""
+        return [replica.client for replica in self.replicas]
+
+    def serve(self, policy: ServedPolicy) -> None:
+        """Sample from `policy` from now on: kept, given new weights, or (last) started anew."""
+        self._wake()
+        if self.version == policy.version and self.replicas and all(one.answers() for one in self.replicas):
+            return
+        policy.check_files()
+        self.policy = None
+        if self._settings.mode == "external":
+            self._sync_all(policy)
+        elif not self._synced(policy):
+            self._start(policy)
+        self.policy = policy
+
+    def complete_many(self, requests: Sequence[CompletionRequest]) -> Iterator[Numbered]:
+        """(position, samples) of every request as it finishes, spread over the servers.
+
+        When our own server is lost it is started again, at most vllm.max_restarts times, with the same policy, and
+        only what is unfinished is asked again.
+        """
+        assert self.policy is not None, "serve(policy) comes first"
+        left = dict(enumerate(requests))
+        starts_left = 0 if self._settings.mode == "external" else self._settings.max_restarts
+        while left:
+            positions = list(left)
+            try:
+                for index, completions in complete_over(self.clients, [*left.values()], self._settings):
+                    del left[positions[index]]
+                    yield positions[index], completions
+            except ServerLostError as error:
+                if not starts_left:
+                    raise
+                starts_left -= 1
+                _logger.warning("restarting the server, %d of %d requests left: %s", len(left), len(requests), error)
+                self._start(self.policy)
+
+    def rest(self) -> None:
+        """The trainer needs the memory: what vllm.during_update says, until the next `serve`."""
+        if self._settings.mode == "external" or not self.replicas:
+            return
+        way = rests_by(self._settings, installed_vllm().device)
+        if way == "keep":
+            return
+        if way == "stop":
+            self.stop()
+            return
+        try:
+            for client in self.clients:
+                client.sleep()
+            self._asleep, self.policy = True, None  # verified again before the next sample
+        except ServerError as error:
+            _logger.warning("the server does not sleep, it is stopped: %s", error)
+            self.stop()
 
     def stop(self) -> None:
         """End our own server, if one runs."""
-        if self.server is not None:
-            self.server.stop()
-        self.server = self._client = self.version = None
+        for replica in self.replicas:
+            if replica.server is not None:
+                replica.server.stop()
+        self.replicas, self.policy, self._asleep = [], None, False
 
     def __enter__(self) -> Self:
         return self
@@ -68,56 +130,60 @@ class PolicyServer:
     ) -> None:
         self.stop()
 
-    @property
-    def _is_external(self) -> bool:
-        return self._settings.mode == "external"
+    def _wake(self) -> None:
+        if not self._asleep:
+            return
+        self._asleep = False
+        try:
+            for client in self.clients:
+                client.wake_up()
+                client.reset_prefix_cache()
+        except ServerError as error:
+            _logger.warning("the server does not wake, it is started again: %s", error)
+            self.stop()
 
-    def _answers(self) -> bool:
-        owned = self._is_external or (self.server is not None and self.server.alive())
-        return owned and self._client is not None and self._client.health()
-
-    def _external(self, model_dir: Path, version: str, score: Score) -> ServerClient:
-        client = self._new_client(self._settings.server_urls[0], None, model_dir)
-        if any(state["version"] != version for state in client.collective_rpc("sail_state")):
-            sync_weights(None, client, model_dir, version)
-        self._verify(client, model_dir, version, score)
-        return client
-
-    def _own(self, model_dir: Path, version: str, score: Score) -> ServerClient:
-        if self.server is not None and self._answers():
-            client = self._new_client(self.server.base_url, self.server.model_name, model_dir)
+    def _sync_all(self, policy: ServedPolicy) -> None:
+        """Every server of vllm.server_urls; one that cannot be had or does not verify is left out, if others do."""
+        synced, problems = [], []
+        for url in self._settings.server_urls:
             try:
-                sync_weights(self.server, client, model_dir, version)
-                self._verify(client, model_dir, version, score)
-                return client
-            except WeightSyncError as error:
-                _logger.warning("restarting the server: %s", error)
-        return self._restart(model_dir, version, score)
+                replica = Replica.elsewhere(url, self._settings, self._log_dir)
+                replica.sync(policy)
+                synced.append(replica)
+            except ServerError as error:
+                problems.append(error)
+                _logger.warning("left out until the next weights: %s", error)
+        self.replicas = synced
+        if not synced:
+            raise problems[0]
 
-    def _restart(self, model_dir: Path, version: str, score: Score) -> ServerClient:
+    def _synced(self, policy: ServedPolicy) -> bool:
+        """Whether our running server took the policy."""
+        if not self.replicas or not self.replicas[0].answers():
+            return False
+        try:
+            self.replicas[0].sync(policy)
+        except ServerError as error:
+            _logger.warning("restarting the server: %s", error)
+            return False
+        return True
+
+    def _start(self, policy: ServedPolicy) -> None:
         self.stop()
         self.num_starts += 1
-        self.server = VllmServer.start(
-            model_dir,
+        server = VllmServer.start(
+            policy.model_dir,
+            version=policy.model_version,
             settings=self._settings,
             log_path=self._log_dir / f"vllm-{self.num_starts}.log",
             max_model_len=self._max_model_len,
+            lora_rank=self._lora_rank,
             seed=self._seed,
         )
-        client = self._new_client(self.server.base_url, self.server.model_name, model_dir)
         try:
-            self._verify(client, model_dir, version, score)
-        except ServerError:
-            self.stop()
+            replica = Replica.of(server, self._settings, self._log_dir)
+            replica.sync(policy)
+        except BaseException:
+            server.stop()
             raise
-        return client
-
-    def _verify(self, client: ServerClient, model_dir: Path, version: str, score: Score) -> None:
-        dtype = client.collective_rpc("sail_state")[0]["dtype"]
-        probes = probes_for(model_dir, client.max_model_len)
-        self.last_report = verify_weights(
-            client, version, probes, score, tolerance_nats=tolerance_nats(self._settings, dtype)
-        )
-
-    def _new_client(self, url: str, model: str | None, model_dir: Path) -> ServerClient:
-        return ServerClient(url, model=model, settings=self._settings, eos_ids=eos_token_ids(model_dir))
+        self.replicas, self.policy = [replica], policy

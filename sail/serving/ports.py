@@ -1,4 +1,4 @@
-"""A port on the loopback interface."""
+"""A port of this machine."""
 
 import socket
 from collections.abc import Iterator
@@ -10,7 +10,7 @@ LOOPBACK = "127.0.0.1"
 
 
 @contextmanager
-def reserved_port(wanted: int) -> Iterator[int]:
+def reserved_port(wanted: int, host: str = LOOPBACK) -> Iterator[int]:
     """`wanted`, or a free port if that is 0, held until the server listens on it.
 
     vLLM binds with SO_REUSEPORT: two servers can share a port without an error, each answering some of the
@@ -18,19 +18,19 @@ def reserved_port(wanted: int) -> Iterator[int]:
     port, and vLLM can still bind it. (The server's unique model name catches what slips through.)
     """
     if wanted:
-        _refuse_taken(wanted)
+        _refuse_taken(wanted, host)
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as holder:
         holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        holder.bind((LOOPBACK, wanted))
+        holder.bind((host, wanted))
         yield holder.getsockname()[1]
 
 
-def _refuse_taken(port: int) -> None:
+def _refuse_taken(port: int, host: str) -> None:
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # old connections in TIME_WAIT do not count
         try:
-            probe.bind((LOOPBACK, port))
+            probe.bind((host, port))
         except OSError as error:
             raise UserError(
                 f"port {port} cannot be used ({error.strerror})",

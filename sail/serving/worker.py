@@ -1,7 +1,8 @@
 """The part of sail that runs inside vLLM's workers: their `--worker-extension-cls`."""
 
+import os
 import time
-from typing import Any
+from typing import Any, cast
 
 import torch
 from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead, VocabParallelEmbedding
@@ -10,7 +11,7 @@ from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead, 
 class WeightReloader:
     """Methods vLLM mixes into its Worker; the driver calls them by name through /collective_rpc."""
 
-    sail_served_version: str | None = None
+    sail_served_version: str | None = os.environ.get("SAIL_MODEL_VERSION")
 
     def sail_reload(self, weights_path: str, version: str) -> dict[str, Any]:
         """Load all weights of a directory in place and remember which version they are."""
@@ -22,12 +23,15 @@ class WeightReloader:
         self.sail_served_version = version
         return {"version": version, "repacked": repacked, "seconds": time.monotonic() - start}
 
-    def sail_state(self) -> dict[str, str | None]:
-        """The version of the last whole reload (None before the first), and the number format of the
-        weights."""
-        worker: Any = self
-        dtype = str(worker.model_runner.model_config.dtype).removeprefix("torch.")
-        return {"version": self.sail_served_version, "dtype": dtype}
+    def sail_state(self) -> dict[str, Any]:
+        """The version of the whole model (None after a failed reload), its number format, and whether adapters can be
+        loaded."""
+        runner = cast(Any, self).model_runner
+        return {
+            "version": self.sail_served_version,
+            "dtype": str(runner.model_config.dtype).removeprefix("torch."),
+            "takes_adapters": runner.lora_config is not None,
+        }
 
 
 def repack_tied_heads(model: torch.nn.Module) -> int:

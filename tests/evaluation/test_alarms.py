@@ -2,7 +2,7 @@
 
 import pytest
 
-from sail.evaluation.alarms import alarms
+from sail.evaluation.alarms import alarms, over_optimisation
 from sail.evaluation.rounds import RoundRow
 
 from .doubles import full_row
@@ -37,3 +37,40 @@ def test_each_change_has_its_sentence(metric: str, before: float, after: float, 
     rows = [RoundRow(-1, "main", base | {metric: before}), RoundRow(0, "main", base | {metric: after})]
     (sentence,) = alarms(rows)
     assert word in sentence
+
+
+def scored_row(round_index: int, **rewards: float) -> RoundRow:
+    metrics = {"completions/mean_length": 20.0}
+    for name, reward in rewards.items():
+        metrics |= {f"eval/reward/{name}": reward, f"eval/reward_se/{name}": 0.1}
+    return RoundRow(round_index, "main", metrics)
+
+
+def test_scorers_that_part_are_over_optimisation_whichever_is_the_headline() -> None:
+    rows = [scored_row(-1, proxy=0.0, gold=0.0), scored_row(0, proxy=1.0, gold=1.0), scored_row(1, proxy=2.0, gold=0.5)]
+    assert over_optimisation(rows) == alarms(rows) == [
+        "Since 0 the reward by proxy rose and that by gold fell: over-optimisation. "
+        "The checkpoint of 0 is better by gold."
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "last",
+    [
+        {"proxy": 2.0, "gold": 0.8},  # gold within 2 sqrt(2) .1 = .28 of its best
+        {"proxy": 1.2, "gold": 0.5},  # the proxy no higher than when gold was best
+        {"proxy": 2.0, "gold": 1.5},
+        {"gold": 0.5},
+    ],
+)
+def test_scorers_that_move_together_or_by_chance_are_quiet(last: dict[str, float]) -> None:
+    rows = [scored_row(-1, proxy=0.0, gold=0.0), scored_row(0, proxy=1.0, gold=1.0), scored_row(1, **last)]
+    assert over_optimisation(rows) == []
+
+
+def test_shapes_alone_stop_no_run() -> None:
+    rows = [
+        RoundRow(-1, "main", {"completions/mean_length": 20.0}),
+        RoundRow(0, "main", {"completions/mean_length": 90.0}),
+    ]
+    assert alarms(rows) and over_optimisation(rows) == []

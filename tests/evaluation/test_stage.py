@@ -55,8 +55,8 @@ def test_a_trained_policy_gets_every_metric(store: Store, tmp_path: Path) -> Non
     assert metrics == json.loads((artifact.path / "metrics.json").read_text())
     expected = {name for name in METRICS if name.startswith(("eval/", "objective/", "completions/"))}
     expected |= {f"rewards/{kind}_{where}" for kind in ("accuracies", "margins") for where in ("offline", "online")}
-    expected -= {"eval/reward/<scorer>", "eval/win_rate/<scorer>"}
-    expected |= {f"eval/{kind}/{scorer}" for kind in ("reward", "win_rate") for scorer in ("gold", "rm")}
+    expected -= {"eval/reward/<scorer>", "eval/reward_se/<scorer>", "eval/win_rate/<scorer>"}
+    expected |= {f"eval/{kind}/{scorer}" for kind in ("reward", "reward_se", "win_rate") for scorer in ("gold", "rm")}
     assert set(metrics) == expected
     assert metrics["eval/reward"] == metrics["eval/reward/gold"] == pytest.approx(3.0)
     assert metrics["eval/win_rate/rm"] == 0.5

@@ -1,5 +1,7 @@
 """What never reaches the update, and how it is counted."""
 
+from dataclasses import replace
+
 import pytest
 
 from sail.core.errors import UserError
@@ -49,17 +51,21 @@ def test_every_drop_is_counted_under_its_metric(store: Store) -> None:
         make_sample("s-4", "bad", "stop_string"),
         make_sample("s-5", "dull", "eos"),
         make_sample("s-6", "awful", "eos"),
+        make_sample("s-7", "the", "abort"),
     ]
     groups = [SampleGroup(prompt, tuple(mixed))]
     # usable: 0, 3, 4, 5, 6; ten pairs: 0-3 identical, 0-5 and 3-5 tied, the four of 4 too close, 0-6, 3-6, 5-6 stay
-    evidence = scored(store, groups, 1.0, 9.0, 9.0, 1.0, 0.5, 1.0, 0.0)
+    evidence = scored(store, groups, 1.0, 9.0, 9.0, 1.0, 0.5, 1.0, 0.0, 9.0)
     options = PairingOptions("all", "hard", 7, hygiene=HygieneSettings(min_margin=0.75))
     artifact = pair_responses(store, write_groups(store, groups), evidence, options)
     assert [(pair.a_id, pair.b_id) for pair in read_pairs(artifact)] == [("s-0", "s-6"), ("s-3", "s-6"), ("s-5", "s-6")]
     assert artifact.result() == {
         "labels/pairs": 3, "labels/dropped_truncated": 1, "labels/dropped_empty": 1,
         "labels/dropped_identical": 1, "labels/dropped_ties": 2, "labels/dropped_margin": 4,
-        "labels/dropped_held_out": 0,
+        "labels/dropped_held_out": 0, "labels/dropped_abstained": 0, "labels/dropped_errors": 0,
+        "labels/dropped_aborted": 1,
+        "quality/confidence": 1.0, "quality/longer_wins": 1.0,
+        "quality/margin_p10": 1.0, "quality/margin_p50": 1.0, "quality/margin_p90": 1.0,
     }  # fmt: skip
     assert METRICS.keys() >= artifact.result().keys()
 
@@ -70,6 +76,15 @@ def test_truncated_samples_may_stay_and_are_marked(store: Store) -> None:
     evidence = scored(store, groups, 1.0, 0.0)
     (pair,) = pairs_of(store, write_groups(store, groups), evidence, options)
     assert (pair.truncated_a, pair.truncated_b) == (False, True)
+
+
+def test_a_kept_truncated_sample_pays_the_missing_eos_penalty(store: Store) -> None:
+    groups = [SampleGroup(make_prompt("song"), (make_sample("s-0", "good ."), make_sample("s-1", "the", "length")))]
+    options = PairingOptions("all", "hard", 7, hygiene=HygieneSettings(truncated="keep", missing_eos_penalty=1.5))
+    evidence = scored(store, groups, 1.0, 2.0)
+    (free,) = pairs_of(store, write_groups(store, groups), evidence, options)
+    (pair,) = pairs_of(store, write_groups(store, groups), replace(evidence, missing_eos_penalty=1.5), options)
+    assert (free.verdict, pair.verdict, pair.score_a, pair.score_b) == ("B", "A", 1.0, 0.5)
 
 
 def test_near_ties_go_by_the_margin(store: Store) -> None:

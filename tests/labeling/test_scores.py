@@ -1,6 +1,7 @@
 """The scores stage and its labelers."""
 
 import sys
+import typing
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -8,7 +9,8 @@ import pytest
 
 from sail.core.errors import UserError
 from sail.core.records import Example, SampleGroup, ScoredGroup
-from sail.core.run_settings import CallableLabeler
+from sail.core.run_settings import CallableLabeler, LabelerSettings
+from sail.core.settings import Settings
 from sail.core.store import Store
 from sail.labeling import LABELERS
 from sail.labeling.scores import make_labeler, score_responses
@@ -152,8 +154,14 @@ def test_the_testbeds_gold_reward_is_a_labeler(store: Store) -> None:
     assert list(scored.scores) == linear(examples)
 
 
+def labeler_sections() -> tuple[type[Settings], ...]:
+    return typing.get_args(typing.get_args(LabelerSettings)[0])
+
+
 def test_every_labeler_declares_itself() -> None:
-    assert set(LABELERS) == {"dataset", "policy", "order", "reward_model", "callable"}
+    own = {"dataset", "policy", "order"}  # those need no settings
+    configured = {typing.get_args(section.model_fields["kind"].annotation)[0] for section in labeler_sections()}
+    assert set(LABELERS) == own | configured
     for name, row in LABELERS.items():
         assert row.kind == name
         assert row.needs and row.source and row.status

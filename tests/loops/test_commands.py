@@ -131,8 +131,18 @@ def test_one_id_is_followed_from_sample_to_label(finished: Path, capsys: pytest.
 def test_the_doctor_names_the_versions(capsys: pytest.CaptureFixture[str]) -> None:
     import torch
 
-    printed = command("doctor", capsys=capsys)
+    printed = command("doctor", "--no-server", capsys=capsys)
     assert torch.__version__.split("+")[0] in printed
+    assert "vLLM seen working" in printed and "--worker-extension-cls" in printed
+
+
+@pytest.mark.vllm
+def test_the_doctor_walks_a_server_from_start_to_stop(capsys: pytest.CaptureFixture[str]) -> None:
+    printed = command("doctor", capsys=capsys)
+    steps = [line.split()[0] for line in printed.splitlines() if " s  " in line]
+    assert steps == ["start", "sample", "repeat", "sync", "sample", "stop"]
+    assert "4 of 4 prompts gave the same bits" in printed and "0 processes left" in printed
+    assert "reload from disk; server and trainer differ by" in printed
 
 
 def test_a_run_reads_from_python(finished: Path) -> None:

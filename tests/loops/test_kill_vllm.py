@@ -103,8 +103,10 @@ def test_a_driver_killed_three_times_leaves_no_server_and_ends_byte_identical(
     logs = [path.read_text() for path in (out / "logs").glob("attempt-*/vllm-*.log")]
     assert len(logs) == 3
 
-    done = sail.run("run", config, "--out", uninterrupted, cwd=tmp_path)
+    done = sail.run("run", config, "vllm.during_update=stop", "--out", uninterrupted, cwd=tmp_path)
     assert done.returncode == 0, done.err
+    logs = [path.name for path in (uninterrupted / "logs" / "attempt-1").glob("vllm-*.log")]
+    assert sorted(logs) == ["vllm-1.log", "vllm-2.log"], "the server was stopped for the update, then started again"
     assert digests(store_of(out)) == digests(store_of(uninterrupted))
     assert linked(out) == linked(uninterrupted)
     assert not serving(*models)

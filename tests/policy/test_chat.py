@@ -55,3 +55,23 @@ def test_a_template_that_rewrites_the_prompt_falls_back_to_the_text_itself() -> 
 
 def test_text_for_people_has_no_special_tokens() -> None:
     assert response_text(tokenizer(), (10, 9, 11, 2)) == "very good ."
+
+
+SWITCHED_TEMPLATE = (
+    "{{ bos_token }}{% for m in messages %}"
+    " <{{ 'nl' if m.role == 'system' else 'user' if m.role == 'user' else 'bot' }}> {{ m.content }}{% endfor %}"
+    "{% if add_generation_prompt %} <bot>{% if not thinking|default(true) %} .{% endif %}{% endif %}"
+)
+
+
+def test_system_prompts_and_earlier_turns_are_part_of_the_prompt_once() -> None:
+    turns = [("system", "very good"), ("user", "tea"), ("assistant", "noon"), ("user", "at noon")]
+    messages = [Message(role=role, content=content) for role, content in turns]
+    ids = prompt_ids(tokenizer(SWITCHED_TEMPLATE), messages)
+    assert words(ids) == "<bos> <nl> very good <user> tea <bot> noon <user> at noon <bot>"
+
+
+def test_the_templates_own_switches_reach_the_prompt() -> None:
+    assert words(prompt_ids(tokenizer(SWITCHED_TEMPLATE), PROMPT)) == "<bos> <user> tea at noon <bot>"
+    off = prompt_ids(tokenizer(SWITCHED_TEMPLATE), PROMPT, {"thinking": False})
+    assert words(off) == "<bos> <user> tea at noon <bot> ."

@@ -1,6 +1,7 @@
 """Sampling through a real server: ids, log-probs, stop kinds and seeds are what was asked for."""
 
 import dataclasses
+import time
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ import torch
 from sail.core.errors import UserError
 from sail.serving.client import CompletionRequest, ServerClient
 from sail.serving.errors import ServerError
-from tests.serving_fixtures import CONTEXT, EOS_ID, SETTINGS, TinyPolicy, serve
+from tests.serving_fixtures import CONTEXT, EOS_ID, SETTINGS, TinyPolicy, finished_requests, serve
 
 pytestmark = pytest.mark.vllm
 PROMPT = (5, 17, 4, 201, 33)
@@ -70,6 +71,16 @@ def test_samples_do_not_depend_on_what_else_is_in_flight(client):
     assert answers[7] == client.complete(requests[7])
 
 
+def test_requests_wait_for_a_reader_who_does_not_read(client):
+    few = ServerClient(client.base_url, model=None, settings=SETTINGS.replace(concurrency=2))
+    before = finished_requests(client)
+    answers = few.complete_many([request(n=1, seed=index, max_tokens=4) for index in range(100)])
+    next(answers)
+    time.sleep(3.0)
+    assert finished_requests(client) - before < 20
+    assert len(list(answers)) == 99
+
+
 def test_a_sample_cut_by_max_tokens_is_of_length_kind(client):
     for sample in client.complete(request(max_tokens=3)):
         assert (sample.stop_kind, len(sample.token_ids)) == ("length", 3) or sample.token_ids[-1] == EOS_ID
@@ -83,6 +94,14 @@ def test_eos_is_among_the_ids_and_has_a_log_prob(client, policy):
         assert (sample.token_ids[-1], sample.stop_reason) == (EOS_ID, None)
         assert EOS_ID not in sample.token_ids[:-1]
         assert sample.logprobs[-1] == pytest.approx(policy.score(PROMPT, sample.token_ids)[-1], abs=1e-3)
+
+
+def test_every_eos_id_of_the_policy_ends_a_response_whatever_the_server_was_started_on(client):
+    several = client.asking_for(client.model, frozenset({EOS_ID, *range(100, 140)}))
+    samples = several.complete(request(n=16, max_tokens=300))
+    assert {sample.stop_kind for sample in samples} == {"eos"}
+    assert {sample.token_ids[-1] for sample in samples} & set(range(100, 140))
+    assert not {token for sample in samples for token in sample.token_ids[:-1]} & several.eos_ids
 
 
 def test_a_stop_token_is_included_and_named(client):

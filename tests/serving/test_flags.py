@@ -2,13 +2,14 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from sail.core.errors import UserError
 from sail.core.run_settings import VllmSettings
-from sail.serving.flags import LaunchPlan, server_command, server_environment
+from sail.serving.flags import ENTRY_MODULE, LaunchPlan, rests_by, server_command, server_environment
 
 CPU_ONLY = {
     "--enforce-eager",
@@ -19,7 +20,7 @@ CPU_ONLY = {
 
 
 def plan(device="cpu", max_model_len=1024) -> LaunchPlan:
-    return LaunchPlan(Path("/models/m"), "sail-1", 8123, device, max_model_len, seed=3)
+    return LaunchPlan(Path("/models/m"), "sail-1", "3fa9", 8123, device, max_model_len, lora_rank=None, seed=3)
 
 
 def value(argv: list[str], flag: str) -> str:
@@ -37,7 +38,7 @@ def test_a_gpu_server_has_no_cpu_flags_and_its_own_devices():
     settings = VllmSettings(gpus=(2, 3))
     argv = server_command(plan("gpu"), settings)
     assert not CPU_ONLY & set(argv) and value(argv, "--dtype") == "bfloat16"
-    environment = server_environment(settings, "gpu")
+    environment = server_environment(settings, "gpu", "3fa9")
     assert environment["CUDA_VISIBLE_DEVICES"] == "2,3" and "VLLM_TARGET_DEVICE" not in environment
 
 
@@ -47,7 +48,46 @@ def test_every_server_is_loopback_reports_what_it_samples_from_and_takes_weights
     assert value(argv, "--host") == "127.0.0.1"
     assert value(argv, "--logprobs-mode") == "processed_logprobs"
     assert value(argv, "--worker-extension-cls") == "sail.serving.worker.WeightReloader"
-    assert server_environment(VllmSettings(), device)["VLLM_SERVER_DEV_MODE"] == "1"
+    assert server_environment(VllmSettings(), device, "3fa9")["VLLM_SERVER_DEV_MODE"] == "1"
+
+
+@pytest.mark.parametrize(
+    ("device", "changes", "way"),
+    [
+        ("cpu", {}, "keep"),
+        ("gpu", {}, "sleep"),
+        ("gpu", {"gpus": (1,)}, "keep"),
+        ("cpu", {"during_update": "sleep"}, "keep"),  # vLLM would accept the request and do nothing
+        ("cpu", {"during_update": "stop"}, "stop"),
+    ],
+)
+def test_a_server_that_shares_a_gpu_with_the_trainer_sleeps(device, changes, way):
+    settings = VllmSettings(**changes)
+    assert rests_by(settings, device) == way
+    assert ("--enable-sleep-mode" in server_command(plan(device), settings)) == (way == "sleep")
+
+
+@pytest.mark.parametrize(("rank", "room"), [(4, "8"), (16, "16"), (65, "128")])
+def test_a_lora_server_has_room_for_the_rank_and_for_two_versions(rank, room):
+    argv = server_command(replace(plan(), lora_rank=rank), VllmSettings())
+    assert "--enable-lora" in argv and value(argv, "--max-lora-rank") == room and value(argv, "--max-cpu-loras") == "2"
+    assert "--enable-lora" not in server_command(plan(), VllmSettings())
+    with pytest.raises(UserError, match=r"lora\.r: rank 1000 is over vLLM's 512"):
+        server_command(replace(plan(), lora_rank=1000), VllmSettings())
+
+
+def test_nothing_is_taken_from_a_models_generation_config():
+    assert value(server_command(plan(), VllmSettings()), "--generation-config") == "vllm"
+
+
+def test_a_cpu_server_never_hears_of_batch_invariance(monkeypatch):
+    monkeypatch.setenv("VLLM_BATCH_INVARIANT", "1")
+    assert "VLLM_BATCH_INVARIANT" not in server_environment(VllmSettings(), "cpu", "3fa9")
+    assert "VLLM_BATCH_INVARIANT" in server_environment(VllmSettings(), "gpu", "3fa9")
+
+
+def test_the_module_is_started_not_the_console_script():
+    assert server_command(plan(), VllmSettings())[1:3] == ["-m", ENTRY_MODULE]
 
 
 def test_args_are_passed_through_last():

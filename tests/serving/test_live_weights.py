@@ -1,6 +1,7 @@
 """New weights in a running server: they arrive, and where they would not, the check says so."""
 
 import shutil
+from dataclasses import replace
 
 import pytest
 
@@ -8,8 +9,9 @@ from sail.serving.client import CompletionRequest
 from sail.serving.errors import ServerError, WeightSyncError
 from sail.serving.model_files import ModelDirError
 from sail.serving.probes import probes_for
-from sail.serving.weight_sync import sync_weights, verify_weights
-from tests.serving_fixtures import CONTEXT, serve
+from sail.serving.verification import verify_weights
+from sail.serving.weight_sync import WAYS
+from tests.serving_fixtures import CONTEXT, serve, served
 
 pytestmark = pytest.mark.vllm
 PROMPT = (5, 17, 4, 201, 33)
@@ -20,6 +22,10 @@ def verify(client, policy, score=None):
     return verify_weights(client, policy.version, probes, score or policy.score, tolerance_nats=1e-3)
 
 
+def reload(policy_server, client, policy):
+    WAYS["reload from disk"].apply(served(policy), policy_server.replicas[0].held, client)
+
+
 def check_that_new_weights_arrive(policy_server, old, new):
     serve(policy_server, old)
     starts = policy_server.num_starts
@@ -28,9 +34,10 @@ def check_that_new_weights_arrive(policy_server, old, new):
     [sample] = client.complete(CompletionRequest(PROMPT, 1, 0, 32, temperature=0.0, cache_salt=new.version))
     assert list(sample.token_ids) == new.logits(PROMPT, sample.token_ids).argmax(-1).tolist()
     assert sample.logprobs == pytest.approx(new.score(PROMPT, sample.token_ids), abs=1e-3)
-    report = policy_server.last_report
+    report = policy_server.replicas[0].report
     assert report.max_abs_nats < 1e-3 and report.greedy_equal and report.num_tokens >= 8
-    assert client.collective_rpc("sail_state") == [{"version": new.version, "dtype": "float32"}]
+    state = {"version": new.version, "dtype": "float32", "takes_adapters": True}
+    assert client.collective_rpc("sail_state") == [state]
 
 
 def test_an_untied_model_samples_as_the_trainer_does(policy_server, tiny_policies):
@@ -51,9 +58,9 @@ def test_a_reload_that_fails_in_the_worker_is_mended_by_a_restart(policy_server,
     assert client.health(), "the trap: it calls itself healthy"
     other = tiny_policies["tied-a"]
     with pytest.raises(WeightSyncError, match="other tensors"):
-        sync_weights(policy_server.server, client, other.path, other.version)
+        WAYS["reload from disk"].prepare(served(other), policy_server.replicas[0].held)
     mended = serve(policy_server, other)
-    assert policy_server.num_starts == starts + 1 and policy_server.last_report.max_abs_nats < 1e-3
+    assert policy_server.num_starts == starts + 1 and policy_server.replicas[0].report.max_abs_nats < 1e-3
     assert mended.max_model_len == CONTEXT
 
 
@@ -68,7 +75,7 @@ def test_the_check_finds_a_tied_model_reloaded_without_the_repack(policy_server,
     client.reset_prefix_cache()
     with pytest.raises(WeightSyncError, match="differ by"):
         verify(client, new)
-    sync_weights(policy_server.server, client, old.path, old.version)
+    reload(policy_server, client, old)
     verify(client, old)
 
 
@@ -80,7 +87,7 @@ def test_the_check_finds_a_stale_prefix_cache(policy_server, tiny_policies):
         verify(client, new)
     client.reset_prefix_cache()
     verify(client, new)
-    sync_weights(policy_server.server, client, old.path, old.version)
+    reload(policy_server, client, old)
 
 
 def test_a_broken_directory_is_refused_and_the_server_goes_on(policy_server, tiny_policies, tmp_path):
@@ -92,6 +99,6 @@ def test_a_broken_directory_is_refused_and_the_server_goes_on(policy_server, tin
     weights.write_bytes(weights.read_bytes()[:-100])
     starts = policy_server.num_starts
     with pytest.raises(ModelDirError, match="its header promises"):
-        policy_server.serve(broken, "broken", new.score)
+        policy_server.serve(replace(served(new, version="broken"), model_dir=broken))
     assert (policy_server.num_starts, policy_server.version) == (starts, old.version)
     verify(client, old)

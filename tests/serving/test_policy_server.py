@@ -15,7 +15,7 @@ from sail.serving.client import CompletionRequest
 from sail.serving.errors import ServerError, WeightSyncError
 from sail.serving.policy_server import PolicyServer
 from sail.serving.processes import descendants
-from tests.serving_fixtures import SETTINGS, serve
+from tests.serving_fixtures import SETTINGS, serve, served
 
 LOST_ENGINE_S = 30.0
 
@@ -42,7 +42,8 @@ def test_a_version_already_served_costs_no_question(policy_server, tiny_policies
     def score(prompt_ids, response_ids):
         raise AssertionError("the served version was verified again")
 
-    assert policy_server.serve(policy.path, policy.version, score) is client
+    policy_server.serve(served(policy, score))
+    assert policy_server.clients == [client]
 
 
 @pytest.mark.vllm
@@ -53,11 +54,11 @@ def test_an_external_server_is_synced_but_never_stopped(policy_server, tiny_poli
     with PolicyServer(settings, tmp_path) as external:
         client = serve(external, new)
         assert client.collective_rpc("sail_state")[0]["version"] == new.version
-        assert external.last_report.max_abs_nats < 1e-3
+        assert external.replicas[0].report.max_abs_nats < 1e-3
         with pytest.raises(WeightSyncError):
-            external.serve(old.path, old.version, new.score)
+            external.serve(served(old, new.score))
         serve(external, old)
-    assert policy_server.server.alive() and owner.health()
+    assert policy_server.replicas[0].server.alive() and owner.health()
 
 
 @pytest.mark.vllm
@@ -69,7 +70,7 @@ def test_a_killed_engine_ends_requests_soon_and_the_next_serve_restarts(policy_s
     requests = [CompletionRequest((5, 6, 3 + index), 4, 100 * index, 256) for index in range(64)]
     answers = client.complete_many(requests)
     next(answers)
-    os.kill(engine_of(policy_server.server.pid), signal.SIGKILL)
+    os.kill(engine_of(policy_server.replicas[0].server.pid), signal.SIGKILL)
     killed = time.monotonic()
     with pytest.raises(ServerError, match="failed 5 times"):
         list(answers)

@@ -9,8 +9,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from sail.serving.client import CompletionRequest, ServerClient
-from sail.serving.errors import ServerError
+from sail.serving.client import CompletionRequest, ServerClient, complete_over
+from sail.serving.errors import ServerError, ServerLostError
 from tests.serving_fixtures import SETTINGS
 
 QUICK = SETTINGS.replace(max_retries=2, concurrency=4, request_timeout_s=2.0)
@@ -34,6 +34,8 @@ class Misbehaving(BaseHTTPRequestHandler):
         step = self.server.script.pop(0) if self.server.script else 200
         if step == "drop":
             self.close_connection = True
+        elif step == "abort":
+            self.answer(200, {"choices": [self.server.choice | {"finish_reason": "abort"}]})
         else:
             self.answer(step, {"choices": [self.server.choice]})
 
@@ -62,7 +64,7 @@ def misbehaving(*script: str | int, **choice: object) -> Iterator[tuple[ServerCl
         server.server_close()
 
 
-@pytest.mark.parametrize("script", [("drop",), (500, "drop"), (503, 502)])
+@pytest.mark.parametrize("script", [("drop",), (500, "drop"), (503, 502), (429,)])
 def test_what_may_pass_is_tried_again_with_the_same_seed(script):
     with misbehaving(*script) as (client, asked):
         [sample] = client.complete(REQUEST)
@@ -108,6 +110,30 @@ def test_a_reply_that_is_not_what_was_asked_is_an_error(wrong, told):
         with pytest.raises(ServerError, match=told):
             client.complete(REQUEST)
         assert len(asked) == 1
+
+
+def test_an_aborted_sample_is_drawn_again():
+    with misbehaving("abort") as (client, asked):
+        [sample] = client.complete(REQUEST)
+        assert (sample.stop_kind, len(asked)) == ("length", 2)
+
+
+@pytest.mark.parametrize(("step", "most"), [(500, 3 + 4), ("drop", 3 + 4), (404, 4)])
+def test_what_one_server_cannot_answer_another_does(step, most):
+    """The failing one is sent what it has room for, then single requests, three failures in a row, and no more."""
+    with misbehaving(*[step] * 500) as (bad, asked_bad), misbehaving() as (good, asked_good):
+        requests = [CompletionRequest((1, 2, 3), n=1, seed=number, max_tokens=2) for number in range(200)]
+        answers = list(complete_over([bad, good], requests, QUICK))
+        assert sorted(position for position, _ in answers) == list(range(200))
+        assert len(asked_good) == 200 and 1 <= len(asked_bad) <= most
+
+
+def test_where_every_server_fails_the_error_names_them():
+    told = r"HTTP 500.*RemoteProtocolError|RemoteProtocolError.*HTTP 500"
+    with misbehaving(*[500] * 500) as (one, _), misbehaving(*["drop"] * 500) as (other, _):
+        answers = complete_over([one, other], [REQUEST] * 20, QUICK)
+        with pytest.raises(ServerLostError, match=told):
+            list(answers)
 
 
 def test_a_reader_that_stops_early_stops_the_requests():

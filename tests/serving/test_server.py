@@ -2,6 +2,7 @@
 killed."""
 
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -27,7 +28,7 @@ DRIVER = """
     from tests.serving_fixtures import SETTINGS
     from sail.serving.server import VllmServer
     model, log = map(Path, sys.argv[1:])
-    server = VllmServer.start(model, settings=SETTINGS, log_path=log, max_model_len=None)
+    server = VllmServer.start(model, version='a', settings=SETTINGS, log_path=log, max_model_len=None)
     print(server.pid, flush=True)
     time.sleep(600)
 """
@@ -67,6 +68,7 @@ def test_a_taken_port_names_the_setting_and_the_cure(tiny_policies, tmp_path):
         with pytest.raises(UserError, match=rf"vllm\.port: port {port} cannot be used.*vllm\.port=0"):
             VllmServer.start(
                 tiny_policies["untied-a"].path,
+                version="a",
                 settings=SETTINGS.replace(port=port),
                 log_path=tmp_path / "vllm.log",
                 max_model_len=None,
@@ -85,7 +87,11 @@ def test_arguments_vllm_does_not_know_end_in_a_message_with_a_cure(tiny_policies
     settings = SETTINGS.replace(args={"no-such-option": 1})
     with pytest.raises(UserError, match=r"vllm\.args: .*unrecognized arguments: --no-such-option"):
         VllmServer.start(
-            tiny_policies["untied-a"].path, settings=settings, log_path=tmp_path / "x.log", max_model_len=None
+            tiny_policies["untied-a"].path,
+            version="a",
+            settings=settings,
+            log_path=tmp_path / "x.log",
+            max_model_len=None,
         )
 
 
@@ -94,7 +100,11 @@ def test_a_server_too_slow_to_start_is_stopped(tiny_policies, tmp_path):
     mine = descendants_of_this_process()
     with pytest.raises(ServerError, match=r"not ready after 2 s \(vllm.start_timeout_s\)"):
         VllmServer.start(
-            tiny_policies["untied-a"].path, settings=settings, log_path=tmp_path / "x.log", max_model_len=None
+            tiny_policies["untied-a"].path,
+            version="a",
+            settings=settings,
+            log_path=tmp_path / "x.log",
+            max_model_len=None,
         )
     assert descendants_of_this_process() <= mine
 
@@ -105,6 +115,21 @@ def test_an_unknown_failure_tells_the_first_error_and_the_end_of_the_log(tmp_pat
     error = start_failure(log, "did not start")
     assert isinstance(error, ServerError)
     assert "first error: KeyError: 'rope'" in str(error) and str(error).endswith("RuntimeError: see above")
+
+
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        ("RuntimeError: operator torchvision::nms does not exist", "environment: .*pip uninstall torchvision"),
+        ("NotImplementedError: Unsupported CPU attention configuration: head_dim=16", "32, 64, ... dimensions"),
+    ],
+)
+def test_a_known_cause_is_one_line_with_its_cure(tmp_path, line, told):
+    log = tmp_path / "vllm.log"
+    log.write_text(f"INFO fine\n{line}\n" + "noise\n" * 50)
+    error = start_failure(log, "did not start")
+    assert isinstance(error, UserError) and "\n" not in str(error)
+    assert re.search(told, str(error))
 
 
 def still_alive_after(pids: list[int], timeout_s: float) -> list[int]:

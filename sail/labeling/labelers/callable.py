@@ -13,6 +13,7 @@ from sail.core.artifacts import Artifact, leaf
 from sail.core.errors import UserError
 from sail.core.records import Example
 from sail.core.run_settings import CallableLabeler
+from sail.core.store import Workspace
 from sail.labeling.labeler_row import Labeler, Scorer
 
 
@@ -27,7 +28,7 @@ def callable_labeler(name: str, settings: CallableLabeler, fitted: Artifact | No
     source = leaf(_source_file(module_name, settings.path, where), where)
     function = _function(module_name, function_name, settings.path, where)
 
-    def open_function() -> Scorer:
+    def open_function(workspace: Workspace) -> Scorer:
         def score(examples: Sequence[Example]) -> list[float]:
             return checked_scores(function(list(examples)), len(examples), settings.path, where)
 

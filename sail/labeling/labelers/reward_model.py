@@ -8,6 +8,7 @@ from sail.core.artifacts import Artifact
 from sail.core.errors import UserError
 from sail.core.records import Example
 from sail.core.run_settings import RewardModelLabeler
+from sail.core.store import Workspace
 from sail.labeling.labeler_row import Labeler, Scorer
 from sail.labeling.labelers.callable import checked_scores
 from sail.labeling.reward_model import RewardModel, load_reward_model
@@ -21,7 +22,7 @@ def reward_model_labeler(name: str, settings: RewardModelLabeler, fitted: Artifa
     """
     checkpoint = _checkpoint(name, settings, fitted)
 
-    def open_model() -> Scorer:
+    def open_model(workspace: Workspace) -> Scorer:
         model = load_reward_model(model_folder(checkpoint), where=f"labelers.{name}.path")
 
         def score(examples: Sequence[Example]) -> list[float]:

@@ -1,0 +1,199 @@
+"""Seeded requests spread over servers, and the one place that tries anything again.
+
+Every request goes to the server with the fewest in flight. What fails in a way that may pass (a disconnect, a
+timeout, a 5xx, an aborted sample) goes back to the queue, for whichever server is free next: the seed makes a second
+try give the same bits. A server that fails rests a little, is then tried with a single request, and is left alone
+after vllm.max_retries further failures in a row. When the queue is empty, requests that a slow server holds for far
+longer than any other took are sent a second time, to an idle one; the first answer counts.
+"""
+
+import asyncio
+import heapq
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field
+
+import httpx
+
+from sail.core.run_settings import VllmSettings
+from sail.serving.completions import Completion, CompletionRequest, read_completions, request_body
+from sail.serving.errors import OtherModelError, ServerError, ServerLostError, TransientError
+from sail.serving.exchange import Exchange, Json
+from sail.serving.streaming import Emit
+
+_COMPLETIONS = "/v1/completions"
+_FIRST_REST_S, _LONGEST_REST_S = 0.25, 8.0
+_POLL_S = 0.05
+_OVERDUE = 3.0  # times the slowest answer so far
+_OVERDUE_AT_LEAST_S = 1.0
+_WINDOW = 8  # requests beyond the first unfinished one that may be under way, in units of what is in flight
+
+Numbered = tuple[int, list[Completion]]
+
+
+async def patiently(ask: Callable[[], Awaitable[Json]], max_retries: int) -> Json:
+    """The answer to a question that may be asked again (a judge's changes nothing on the server); ServerError once it
+    has failed 1 + max_retries times."""
+    for attempt in range(max_retries + 1):
+        try:
+            return await ask()
+        except TransientError as error:
+            if attempt == max_retries:
+                raise ServerError(f"failed {attempt + 1} times, at last with {error}") from None
+        await asyncio.sleep(min(_FIRST_REST_S * 2**attempt, _LONGEST_REST_S))
+    raise AssertionError("the last attempt returns or raises")
+
+
+@dataclass(eq=False)
+class Lane:
+    """One server: where it is, what it is asked for, and how it has been doing."""
+
+    exchange: Exchange
+    model: str
+    eos_ids: frozenset[int]
+    http: httpx.AsyncClient | None = None
+    in_flight: int = 0
+    failures: int = 0  # in a row
+    rests_until: float = 0.0
+    problem: str = ""
+    lost: bool = False
+
+    def room(self, concurrency: int, now: float) -> bool:
+        """Whether it may be sent a request: one at a time while it is failing."""
+        allowed = 1 if self.failures else concurrency
+        return not self.lost and now >= self.rests_until and self.in_flight < allowed
+
+    def failed(self, started: float, problem: str, max_retries: int) -> None:
+        """Count a failure, unless the request was sent before the last one was known."""
+        self.problem = problem
+        if started < self.rests_until:
+            return
+        self.failures += 1
+        self.lost = self.failures > max_retries
+        rest_s = min(_FIRST_REST_S * 2 ** (self.failures - 1), _LONGEST_REST_S)
+        self.rests_until = time.monotonic() + rest_s
+
+    async def ask(self, request: CompletionRequest) -> list[Completion]:
+        assert self.http is not None
+        reply = await self.exchange.post(self.http, _COMPLETIONS, request_body(request, self.model, self.eos_ids))
+        completions = read_completions(reply, request, self.eos_ids)
+        if any(completion.stop_kind == "abort" for completion in completions):
+            raise TransientError("the server aborted a sample")  # it is being stopped, or was paused
+        return completions
+
+
+@dataclass(eq=False)
+class _Flight:
+    """One request on its way to one server."""
+
+    position: int
+    lane: Lane
+    started: float
+
+
+@dataclass
+class Dispatcher:
+    """The requests of one call, until every one is answered or no server is left."""
+
+    lanes: Sequence[Lane]
+    requests: Sequence[CompletionRequest]
+    settings: VllmSettings
+    emit: Emit[Numbered]
+    _todo: list[int] = field(default_factory=list)
+    _flights: dict[asyncio.Task[list[Completion]], _Flight] = field(default_factory=dict)
+    _attempts: Counter[int] = field(default_factory=Counter)
+    _finished: set[int] = field(default_factory=set)
+    _first: int = 0  # every request before it is answered
+    _slowest_s: float = 0.0
+
+    def __post_init__(self) -> None:
+        self._todo = list(range(len(self.requests)))
+        self._landed: asyncio.Queue[asyncio.Task[list[Completion]]] = asyncio.Queue()
+        self._window = _WINDOW * self.settings.concurrency * len(self.lanes)
+
+    async def run(self) -> None:
+        async with AsyncExitStack() as stack:
+            for lane in self.lanes:
+                lane.http = await stack.enter_async_context(lane.exchange.open())
+            try:
+                while len(self._finished) < len(self.requests):
+                    self._launch()
+                    await self._settle_next()
+            finally:
+                for task in self._flights:
+                    task.cancel()
+                await asyncio.gather(*self._flights, return_exceptions=True)
+
+    def _launch(self) -> None:
+        while self._todo and self._todo[0] < self._first + self._window and (lane := self._free_lane()):
+            self._send(heapq.heappop(self._todo), lane)
+        if not self._todo:
+            for flight in self._overdue():
+                lane = self._free_lane(other_than=flight.lane)
+                if lane is not None and not lane.failures:
+                    self._send(flight.position, lane)
+
+    def _free_lane(self, other_than: Lane | None = None) -> Lane | None:
+        now = time.monotonic()
+        free = [lane for lane in self.lanes if lane is not other_than and lane.room(self.settings.concurrency, now)]
+        return min(free, key=lambda lane: lane.in_flight, default=None)
+
+    def _overdue(self) -> list[_Flight]:
+        """Flights that take far longer than the slowest answer so far, and are the only one of their request."""
+        if len(self.lanes) == 1 or not self._slowest_s:
+            return []
+        latest = time.monotonic() - max(_OVERDUE_AT_LEAST_S, _OVERDUE * self._slowest_s)
+        copies = Counter(flight.position for flight in self._flights.values())
+        return [flight for flight in self._flights.values() if flight.started < latest and copies[flight.position] == 1]
+
+    def _send(self, position: int, lane: Lane) -> None:
+        lane.in_flight += 1
+        task = asyncio.create_task(lane.ask(self.requests[position]))
+        self._flights[task] = _Flight(position, lane, time.monotonic())
+        task.add_done_callback(self._landed.put_nowait)
+
+    async def _settle_next(self) -> None:
+        try:
+            async with asyncio.timeout(_POLL_S):  # wait_for may swallow the cancellation of a reader that left
+                task = await self._landed.get()
+        except TimeoutError:
+            return  # a lane may have rested enough, a request be overdue
+        flight = self._flights.pop(task)
+        flight.lane.in_flight -= 1
+        if task.cancelled():
+            return
+        error = task.exception()
+        if error is None:
+            await self._answered(flight, task.result())
+        elif isinstance(error, (TransientError, OtherModelError)):
+            self._failed(flight, error)
+        else:
+            raise error
+
+    async def _answered(self, flight: _Flight, completions: list[Completion]) -> None:
+        flight.lane.failures = 0
+        self._slowest_s = max(self._slowest_s, time.monotonic() - flight.started)
+        if flight.position in self._finished:
+            return
+        self._finished.add(flight.position)
+        while self._first in self._finished:
+            self._first += 1
+        for task, other in self._flights.items():
+            if other.position == flight.position:
+                task.cancel()
+        await self.emit((flight.position, completions))
+
+    def _failed(self, flight: _Flight, error: TransientError | OtherModelError) -> None:
+        lane, position = flight.lane, flight.position
+        lane.failed(flight.started, str(error), self.settings.max_retries)
+        lane.lost |= isinstance(error, OtherModelError)
+        self._attempts[position] += 1
+        given_up = self._attempts[position] > self.settings.max_retries * len(self.lanes)
+        if given_up or all(lane.lost for lane in self.lanes):
+            told = "; ".join(f"{lane.problem} ({lane.exchange.base_url})" for lane in self.lanes if lane.problem)
+            raise ServerLostError(f"a request failed {self._attempts[position]} times, at last with {told}")
+        under_way = any(other.position == position for other in self._flights.values())
+        if position not in self._finished and not under_way:
+            heapq.heappush(self._todo, position)
