@@ -214,6 +214,7 @@ def _facts(phase: PhaseSettings, route: RouteSettings, loss: LossSettings, setti
         labels_as=rating_kind(phase, route) or (route.labels.as_ or ""),
         filtered=route.filter is not None,
         has_value=phase.components.value is not None,
+        has_sae=phase.components.sae is not None,
         has_prompt_tag=phase.components.prompt_tag is not None,
         mode=mode,
         when=route.labels.when,
@@ -228,6 +229,7 @@ def _facts(phase: PhaseSettings, route: RouteSettings, loss: LossSettings, setti
         min_tokens=generation.min_tokens,
         linear_alignment=generation.linear_alignment is not None,
         stale=True,  # a round takes many optimizer steps on its samples
+        own_samples=phase.num_rounds < 2 or (phase.round.init_from == "previous" and phase.round.data == "new"),
         importance_mode=phase.importance_sampling.mode,
         importance_apply_to=phase.importance_sampling.apply_to,
         policy_is_reference=phase.round.reference in same_as_start,

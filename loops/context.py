@@ -29,6 +29,7 @@ from sail.labeling.labeler_row import Labeler, PairLabeler
 from sail.labeling.labelers.judge import PolicyEndpoint
 from sail.labeling.reward_fit import fit_reward_model
 from sail.labeling.scores import make_labeler
+from sail.policy.autoencoder import SaeSource
 from sail.policy.loading import Checkpoint, resolve_model
 
 EngineSettings = tuple[VllmSettings, LoraSettings | None]
@@ -101,6 +102,13 @@ class Context:
             self.builder, self.data(training), self.data(held_out),
             num_held_out=phase.evaluation.num_prompts, seed=self.seed("prompts"),
         )  # fmt: skip
+
+    def sae(self, phase: PhaseSettings) -> SaeSource | None:
+        """The user's sparse autoencoder, by content."""
+        settings = phase.components.sae
+        if settings is None:
+            return None
+        return SaeSource(leaf(Path(settings.path), "components.sae.path"), settings.layer, settings.k)
 
     def labeler(self, name: str, policy: Checkpoint | None = None) -> Labeler:
         """The labeler `name` of single responses; one that is to be fitted here is fitted first.

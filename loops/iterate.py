@@ -113,6 +113,7 @@ class PhaseLoop:
                 keep_optimizer=carry,
                 chat_template=context.template,
                 components=phase.components,
+                sae=context.sae(phase),
                 tokenizer=context.model if phase.components.prompt_tag is not None else None,
             ),
         )

@@ -19,9 +19,11 @@ from sail.labeling.ratings import DatasetRatings, RatingOptions, ScoredRatings
 from sail.labeling.rows import RowOptions, response_rows
 from sail.labeling.tagging import Tagging
 from sail.objectives import find_loss
+from sail.policy.features import score_features
 from sail.policy.loading import Checkpoint
 from sail.policy.scoring import score_logps
 from sail.update.items import RouteInput, RowSource
+from sail.update.rollouts import RolloutInputs, estimate_rollouts
 
 NO_ROUND = -1  # of rows no policy drew
 
@@ -103,9 +105,31 @@ class Routes:
             responses=responses,
             rows=rows,
             reference_logps=None if reference is None else self.logps(responses, reference),
+            reference_features=self._features(responses, turn) if "features" in loss.needs else None,
             behavior_logps=self.logps(responses, self.policies[drawn_in]) if needs_behavior else None,
+            rollouts=self._rollouts(route, responses, rows, drawn_in, turn) if loss.rollouts else None,
             mismatched_logps=self.logps(rows, self.reference(turn), "mismatched") if mismatch else None,
         )
+
+    def _features(self, responses: Artifact, turn: int) -> Artifact:
+        sae, update = self.context.sae(self.phase), self.phase.update
+        assert sae is not None, "checked before the run"
+        return score_features(
+            self.builder, responses, self.reference(turn), sae,
+            bf16=update.bf16, max_tokens=update.max_tokens_per_microbatch,
+        )  # fmt: skip
+
+    def _rollouts(
+        self, route: RouteSettings, responses: Artifact, rows: Artifact, drawn_in: int, turn: int
+    ) -> Artifact:
+        """What PPO estimates before its update, at the policy that drew the samples."""
+        value, update = self.phase.components.value, self.phase.update
+        assert value is not None, "checked before the run"
+        inputs = RolloutInputs(
+            responses, rows, self.policies[drawn_in], self.reference(turn), route_loss(self.phase, route),
+            per=value.per, bf16=update.bf16, max_tokens=update.max_tokens_per_microbatch,
+        )  # fmt: skip
+        return estimate_rollouts(self.builder, inputs)
 
     def _pairs(
         self, name: str, route: RouteSettings, responses: Artifact, drawn_in: int, made: dict[str, Artifact]

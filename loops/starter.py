@@ -19,6 +19,7 @@ _SOURCES = {
     "demos": {"path": "<Hub id, jsonl or parquet with prompt, completion or messages>", "split": "train"},
     "prompts": {"path": "<Hub id, jsonl or parquet with prompt>", "split": "train"},
 }
+_SAE = {"path": "<safetensors file with W_enc, b_enc, threshold, trained on this very model>", "layer": 25, "k": 50}
 _REWARD = {"rm": {"kind": "reward_model", "path": "<sequence-classification model; or fit: {data: prefs}>"}}
 
 
@@ -41,6 +42,8 @@ def starter_config(preset: str, overrides: Sequence[str]) -> str:
         document["prompts"] = {"from": sources[0]}
     else:
         document["evaluation"] = {"num_prompts": 0}
+    if "components.sae" in read_preset(preset)["about"]["needs"]:
+        document["components"] = {"sae": _SAE}
     head = _HEAD.format(preset=preset, file=f"{preset}.yaml")
     body = yaml.safe_dump(override(document, overrides), sort_keys=False, width=110)
     shipped = (configs_folder() / "methods" / f"{preset}.yaml").read_text()

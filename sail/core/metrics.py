@@ -9,6 +9,8 @@ METRICS: dict[str, str] = {
     "rewards/rejected": "the same of the other responses",
     "rewards/margins": "mean reward difference, preferred minus other response",
     "rewards/accuracies": "share of pairs with a positive margin; a margin of zero counts half",
+    "policy/clipfrac_avg": "PPO: mean share of a response's tokens whose probability ratio left the clip range",
+    "policy/approxkl_avg": "PPO: mean over tokens of (log pi - log pi_old)^2 / 2, nats: what the round's steps moved",
     "logps/chosen": "mean log pi of the preferred responses, nats a sequence",
     "logps/rejected": "the same of the other responses",
     "logps/responses": "mean log pi of responses that are not paired, nats a sequence",

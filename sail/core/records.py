@@ -182,6 +182,33 @@ class ResponseLogps:
 
 
 @dataclass(frozen=True, slots=True)
+class RolloutTokens:
+    """What PPO knows of one response before its update, a number a token: log-probs in nats under the policy that drew
+    it and under the reference, the value network's estimates, advantages, returns."""
+
+    response_id: str
+    old_logps: tuple[float, ...]
+    ref_logps: tuple[float, ...]
+    values: tuple[float, ...]
+    advantages: tuple[float, ...]
+    returns: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        per_token = (self.old_logps, self.ref_logps, self.values, self.advantages, self.returns)
+        if len(set(map(len, per_token))) != 1:
+            raise ValueError(f"response {self.response_id}: {list(map(len, per_token))} numbers, not one a token each")
+
+
+@dataclass(frozen=True, slots=True)
+class ResponseFeatures:
+    """Features of one response under one checkpoint that are not 0, averaged over its tokens."""
+
+    response_id: str
+    indices: tuple[int, ...]
+    values: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class PreferencePair:
     """Two responses of one prompt and who is said to be better.
 

@@ -340,11 +340,20 @@ class PromptTagSettings(Settings):
         return targets
 
 
+class SaeSettings(Settings):
+    """A sparse autoencoder of the policy's hidden states, trained elsewhere and left as it is (FPO)."""
+
+    path: str = meaning(doc="safetensors file with W_enc, b_enc and, for JumpReLU, threshold: Gemma Scope's names")
+    layer: int = meaning(doc="the decoder layer, counted from 0, whose output it reads", ge=0)
+    k: int = meaning(50, "features that are compared: the largest k of either side (arXiv 2411.07618)", gt=0)
+
+
 class ComponentSettings(Settings):
     """What some methods need beside the policy; saved in its checkpoint and carried across rounds."""
 
     value: ValueSettings | None = meaning(None, "a value network")
     prompt_tag: PromptTagSettings | None = meaning(None, "conditional alignment")
+    sae: SaeSettings | None = meaning(None, "a sparse autoencoder; enters keys by content")
 
 
 class EvaluationSettings(Settings):

@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 from sail.core import records
 
 _IDS = pa.list_(pa.int32())
+_NUMBERS = pa.list_(pa.float64())
 _MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
 _SAMPLE = pa.struct(
     [
@@ -18,7 +19,7 @@ _SAMPLE = pa.struct(
         ("origin", pa.string()),
         ("text", pa.string()),
         ("token_ids", _IDS),
-        ("logprobs", pa.list_(pa.float64())),
+        ("logprobs", _NUMBERS),
         ("stop_kind", pa.string()),
         ("policy_version", pa.string()),
         ("seed", pa.int64()),
@@ -45,6 +46,13 @@ SCHEMAS: dict[type, pa.Schema] = {
     ]),
     records.ResponseLogps: pa.schema([
         ("response_id", pa.string()), ("logp", pa.float64()), ("num_tokens", pa.int32()),
+    ]),
+    records.RolloutTokens: pa.schema([
+        ("response_id", pa.string()), ("old_logps", _NUMBERS), ("ref_logps", _NUMBERS), ("values", _NUMBERS),
+        ("advantages", _NUMBERS), ("returns", _NUMBERS),
+    ]),
+    records.ResponseFeatures: pa.schema([
+        ("response_id", pa.string()), ("indices", _IDS), ("values", _NUMBERS),
     ]),
     records.PreferencePair: pa.schema([
         ("pair_id", pa.string()), ("prompt_id", pa.string()), ("a_id", pa.string()), ("b_id", pa.string()),

@@ -8,10 +8,12 @@ they are its settings under `loss:` with their defaults.
 from sail.core.errors import UserError
 from sail.objectives import links
 from sail.objectives.averaged import dpo_norm, ipo_mean, orpo, simpo
+from sail.objectives.features import fpo
 from sail.objectives.loss_row import LossRow
 from sail.objectives.pairwise import cdpo, dpo, hinge, ipo, rdpo, slic, sppo_hard
 from sail.objectives.pairwise_variants import apo_down, apo_zero, bco_pair, discopop, dpo_pro, exo, nca
 from sail.objectives.pointwise import kto, nll, rwr, sft, sppo
+from sail.objectives.ppo import ppo, ppo_rollouts, ppo_value
 from sail.objectives.regression import dro_p, dro_v, dro_value, rloo
 from sail.objectives.responses import Responses
 from sail.objectives.statistics import StatisticRow, kto_z0, rwr_log_z
@@ -56,6 +58,11 @@ LOSSES: dict[str, LossRow] = {
     "dpo_norm": LossRow(
         dpo_norm, "pair", _BOTH, "Lambert et al. 2024 (Tulu 3), arXiv 2411.15124; TRL's sigmoid_norm", "heuristic",
         links.dpo_norm_link, elsewhere="not simpo, which has a margin and no reference",
+    ),
+    "fpo": LossRow(
+        fpo, "pair", (*_BOTH, "features"), "Yin et al. 2024, arXiv 2411.07618, eq. 11", "heuristic",
+        elsewhere="the authors' code takes the policy's largest features alone, reads the last hidden state whatever "
+        "the autoencoder's layer, and averages over the padded width",
     ),
     "sppo_hard": LossRow(
         sppo_hard, "pair", _REFERENCE, "Wu et al. 2024, arXiv 2405.00675, eq. 4.7 with win rates 1 and 0", "heuristic",
@@ -115,6 +122,11 @@ LOSSES: dict[str, LossRow] = {
     "rloo": LossRow(
         rloo, "group", _REFERENCE, "Ahmadian et al. 2024, arXiv 2402.14740, section 2.3", "exact", hard_only=_NO_RIVAL,
         target="score",
+    ),
+    "ppo": LossRow(
+        ppo, "response", (), "Schulman et al. 2017, arXiv 1707.06347, eq. 7; Ouyang et al. 2022, arXiv 2203.02155",
+        "exact", hard_only=_NO_RIVAL, target="score", critic=ppo_value, rollouts=ppo_rollouts,
+        elsewhere="summed over the tokens of a response; TRL averages over the tokens of a batch",
     ),
     "kl_policy_ref": LossRow(
         kl_policy_ref, "group", _REFERENCE, "HyPO, Song et al. 2024, arXiv 2406.01462", "reconstructed",

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from sail.objectives.online import PairLosses
+from sail.objectives.ppo import ppo_diagnostics
 from sail.objectives.responses import Responses, log_ratio
 
 
@@ -34,9 +35,12 @@ def pair_diagnostics(a: Responses, b: Responses, p_a: Tensor, *, beta: float = 1
     }
 
 
-def response_diagnostics(responses: Responses) -> dict[str, Tensor]:
-    """What to log of single responses, each [B], detached: log pi, and the log-ratio where there is a reference."""
+def response_diagnostics(responses: Responses, *, cliprange: float = 0.2) -> dict[str, Tensor]:
+    """What to log of single responses, each [B], detached: log pi, the log-ratio where there is a reference, and how
+    far the policy has moved from a round's estimates where there are some."""
     logged = {"logps/responses": responses.logps.detach()}
+    if responses.tokens is not None and responses.tokens.rollout is not None:
+        logged |= ppo_diagnostics(responses, cliprange=cliprange)
     if not bool(torch.isnan(responses.ref_logps).any()):
         logged["objective/log_ratio"] = log_ratio(responses).detach()
     return logged

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from sail.core.errors import UserError
-from sail.objectives.responses import Responses, Tokens
+from sail.objectives.responses import Responses, Rollout, Tokens, Trajectory
 from sail.objectives.statistics import StatisticRow, accepted, keyword_defaults
 
 Unit = Literal["pair", "response", "group"]
@@ -30,7 +30,8 @@ class LossRow:
     unit: Unit
     """pair; response: one of them per row; group: all responses of a prompt in one row, whose loss is their mean"""
     needs: tuple[str, ...]
-    """fields of Responses it reads besides logps: "reference" (ref_logps), "num_tokens"."""
+    """fields of Responses it reads besides logps: "reference" (ref_logps), "num_tokens", "features" (feature_distances,
+    which components.sae must make possible)."""
     source: str
     """author year, arXiv, equation"""
     status: Status
@@ -49,6 +50,9 @@ class LossRow:
     """what it needs to know of the global batch"""
     critic: Callable[..., Tensor] | None = None
     """(responses, values [T], **params) -> [B]: the loss of the value network, which components.value must name"""
+    rollouts: Callable[..., list[Rollout]] | None = None
+    """(trajectories, **params) -> what a round estimates once, before its update, at the policy that drew the samples;
+    the loss and its critic find it in Responses.tokens.rollout"""
 
     @property
     def soft_labels(self) -> bool:
@@ -57,9 +61,12 @@ class LossRow:
 
     @property
     def params(self) -> dict[str, float]:
-        """Its parameters and their defaults: keyword-only arguments of the function and of its statistic."""
-        of_statistic = {} if self.statistic is None else keyword_defaults(self.statistic.function)
-        return keyword_defaults(self.function) | of_statistic
+        """Its parameters and their defaults: keyword-only arguments of the function and of what goes with it."""
+        statistic = None if self.statistic is None else self.statistic.function
+        known: dict[str, float] = {}
+        for function in (self.function, statistic, self.critic, self.rollouts):
+            known |= {} if function is None else keyword_defaults(function)
+        return known
 
     def loss(self, *responses: Responses | Tensor, **params: float) -> Tensor:
         """The function with those of the parameters that are its own."""
@@ -71,13 +78,16 @@ class LossRow:
             known = ", ".join(self.params) or "none"
             raise UserError(f"no parameter {name!r}", where=f"loss.{name}", cure=f"Its parameters: {known}")
         one = torch.ones(1, dtype=torch.float64)
-        tokens = Tokens(-one, torch.zeros(1, dtype=torch.int64))
-        response = Responses(-one, -one, one, targets=one, group=tokens.row, tokens=tokens)
+        tokens = Tokens(-one, torch.zeros(1, dtype=torch.int64), Rollout(-one, one, one, one))
+        response = Responses(-one, -one, one, targets=one, group=tokens.row, tokens=tokens, feature_distances=one)
         given: list[Responses | Tensor] = [response] if self.unit == "pair" else []
         if self.statistic is not None:
             given.append(self.statistic.function(response, **accepted(self.statistic.function, params)).value)
         if self.critic is not None:
             given.append(one)
+            self.critic(response, *given, **accepted(self.critic, params))
+        if self.rollouts is not None:
+            self.rollouts([Trajectory(-one, -one, one, 1.0)], **accepted(self.rollouts, params))
         self.loss(response, *given, **params)
 
     def baseline_start(self, **params: float) -> float:
@@ -88,5 +98,5 @@ class LossRow:
         Only losses of pairs have a score term, and so a baseline.
         """
         one = torch.ones(1, dtype=torch.float64)
-        response = Responses(logps=-one, ref_logps=-one, num_tokens=one)
+        response = Responses(logps=-one, ref_logps=-one, num_tokens=one, feature_distances=0.0 * one)
         return float(self.function(response, response, **params))

@@ -4,18 +4,18 @@ max_pi E[r] - tau KL(pi || pi_ref) has the optimum r = V*(x) + tau log pi*/pi_re
 one squared error for policy and value together (Richemond et al. 2024, arXiv 2405.19107, eq. 4).
 """
 
-import torch
 from torch import Tensor
 
 from sail.objectives import parameters
 from sail.objectives.responses import (
     Responses,
-    Tokens,
     group_means,
     group_sizes,
     leave_one_out_means,
     log_ratio,
+    row_sums,
     targets_of,
+    tokens_of,
 )
 
 
@@ -26,9 +26,9 @@ def dro_v(responses: Responses, values: Tensor, *, tau: float = 1.0) -> Tensor:
     tau, so that one learning rate fits every tau. (The paper's Algorithm 1 prints 1/2 for tau/2: right at tau = 1.)
     """
     parameters.positive(tau=tau)
-    tokens = _tokens(responses)
+    tokens = tokens_of(responses)
     advantages = (targets_of(responses)[tokens.row] - values).detach()
-    pulls = _row_sums(advantages * tokens.logps, tokens, len(responses.logps))
+    pulls = row_sums(advantages * tokens.logps, responses)
     return -pulls + 0.5 * tau * log_ratio(responses).square()
 
 
@@ -37,10 +37,8 @@ def dro_value(responses: Responses, values: Tensor, *, tau: float = 1.0) -> Tens
 
     The gradient flows into values, [T], alone.
     """
-    tokens = _tokens(responses)
-    errors = values - (targets_of(responses) - tau * log_ratio(responses)).detach()[tokens.row]
-    sums = _row_sums(errors.square(), tokens, len(responses.logps))
-    return 0.5 * sums / responses.num_tokens.clamp_min(1.0)
+    errors = values - (targets_of(responses) - tau * log_ratio(responses)).detach()[tokens_of(responses).row]
+    return 0.5 * row_sums(errors.square(), responses) / responses.num_tokens.clamp_min(1.0)
 
 
 def dro_p(responses: Responses, *, tau: float = 1.0) -> Tensor:
@@ -65,12 +63,3 @@ def rloo(responses: Responses, *, beta: float = 0.05) -> Tensor:
     parameters.not_negative(beta=beta)
     rewards = (targets_of(responses) - beta * log_ratio(responses)).detach()
     return -(rewards - leave_one_out_means(rewards, responses)) * responses.logps
-
-
-def _tokens(responses: Responses) -> Tokens:
-    assert responses.tokens is not None, "a loss with per-token terms needs the tokens"
-    return responses.tokens
-
-
-def _row_sums(values: Tensor, tokens: Tokens, num_rows: int) -> Tensor:
-    return torch.zeros(num_rows, dtype=values.dtype, device=values.device).index_add(0, tokens.row, values)

@@ -6,6 +6,32 @@ import torch
 from torch import Tensor
 
 
+class Trajectory(NamedTuple):
+    """One response of T tokens as the policy that drew it saw it: what advantages are estimated from."""
+
+    logps: Tensor
+    """[T] float64, nats, <= 0: log pi_old(token | before)"""
+    ref_logps: Tensor
+    """[T] float64, nats, <= 0: the same under the reference"""
+    values: Tensor
+    """[T] float64: V(x, y_<k), in the unit of the reward"""
+    reward: float
+    """of the whole response"""
+
+
+class Rollout(NamedTuple):
+    """What a round estimates once, at the policy that drew its samples; over T response tokens, detached."""
+
+    old_logps: Tensor
+    """[T] float64, nats, <= 0: log pi_old(token | before)"""
+    values: Tensor
+    """[T] float64: the value network of that time"""
+    advantages: Tensor
+    """[T] float64: how much better than its value a token turned out, whitened if the loss says so"""
+    returns: Tensor
+    """[T] float64: what the value network should have said"""
+
+
 class Tokens(NamedTuple):
     """The T response tokens of a batch, for the few losses that look at them one by one."""
 
@@ -13,6 +39,8 @@ class Tokens(NamedTuple):
     """[T] float64, nats, <= 0: log pi_theta(token | before). Carries the gradient."""
     row: Tensor
     """[T] int64: the response a token belongs to; the tokens of a response after one another."""
+    rollout: Rollout | None = None
+    """for losses that learn from a round's estimates"""
 
 
 class Responses(NamedTuple):
@@ -34,6 +62,8 @@ class Responses(NamedTuple):
     up or down, or its win rate. None where the loss reads no label."""
     group: Tensor | None = None
     """[B] int64: the prompt of each response, counted from 0; for losses whose unit is a group."""
+    feature_distances: Tensor | None = None
+    """[B] float64, >= 0: M, how far features moved from the reference's; for losses of features. Carries a gradient."""
     tokens: Tokens | None = None
     """the same log-probs token by token; for losses with per-token terms."""
 
@@ -85,6 +115,18 @@ def _group_sums(values: Tensor, responses: Responses) -> Tensor:
     assert group is not None, "a loss whose unit is a group needs groups"
     sums = values.new_zeros(int(group.max()) + 1 if len(group) else 0).index_add(0, group, values)
     return sums[group]
+
+
+def tokens_of(responses: Responses) -> Tokens:
+    """The T tokens; only losses with per-token terms ask for them."""
+    assert responses.tokens is not None, "a loss with per-token terms needs the tokens"
+    return responses.tokens
+
+
+def row_sums(per_token: Tensor, responses: Responses) -> Tensor:
+    """[T] -> [B]: summed over the tokens of each response."""
+    sums = torch.zeros(len(responses.logps), dtype=per_token.dtype, device=per_token.device)
+    return sums.index_add(0, tokens_of(responses).row, per_token)
 
 
 def targets_of(responses: Responses) -> Tensor:

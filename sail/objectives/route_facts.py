@@ -21,6 +21,8 @@ class RouteFacts:
     """a filter keeps some of the responses"""
     has_value: bool = False
     """components.value: a value network"""
+    has_sae: bool = False
+    """components.sae: a sparse autoencoder"""
     has_prompt_tag: bool = False
     """components.prompt_tag: conditional alignment"""
     mode: Literal["hard", "sampled", "soft"] = "hard"
@@ -41,6 +43,8 @@ class RouteFacts:
     """samples of a steered policy on its top-p set"""
     stale: bool = False
     """samples may be older than the policy that trains on them (more than one optimizer step per generation)"""
+    own_samples: bool = True
+    """all its samples are of this round, and the update starts from the policy that drew them"""
     importance_mode: Literal["sequence_mask", "truncate", "none"] = "sequence_mask"
     importance_apply_to: Literal["all", "score"] = "all"
     policy_is_reference: bool = False

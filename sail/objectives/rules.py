@@ -87,6 +87,34 @@ _TARGET_CURES = {
 }
 
 
+def _features_can_be_read(facts: RouteFacts) -> Iterator[Finding]:
+    if "features" in find_loss(facts.loss).needs and not facts.has_sae:
+        yield refused(
+            f"{facts.loss} needs a sparse autoencoder of this very model",
+            "Set components.sae: {path: ..., layer: ...}",
+        )
+
+
+def _estimates_are_the_policys_own(facts: RouteFacts) -> Iterator[Finding]:
+    """Losses that learn from a round's estimates: their ratios and advantages are those of samples of the policy."""
+    if find_loss(facts.loss).rollouts is None:
+        return
+    if not facts.responses_from_policy or facts.sources > 1:
+        yield refused(f"{facts.loss} learns from samples of the policy alone", "Set responses: policy")
+    if not facts.own_samples:
+        yield refused(
+            f"{facts.loss} starts from the policy that drew its samples", "Set round: {init_from: previous, data: new}"
+        )
+    if facts.importance_mode != "none":
+        yield refused(f"{facts.loss} weighs every token itself", "Set importance_sampling: {mode: none}")
+    cut = _truncations(facts) + ([f"temperature {facts.temperature}"] if facts.temperature != 1.0 else [])
+    if cut:
+        yield refused(
+            f"{', '.join(cut)}: the samples are not those of the policy that {facts.loss} moves",
+            "Sample with temperature: 1, top_p: 1, top_k: 0, min_p: 0, min_tokens: 0",
+        )
+
+
 def _coefficient_means_something(facts: RouteFacts) -> Iterator[Finding]:
     c = facts.sail_coef
     if not (math.isfinite(c) and c >= 0.0):
@@ -199,6 +227,8 @@ def _truncations(facts: RouteFacts) -> list[str]:
 RULES: tuple[Rule, ...] = (
     _loss_and_labels_fit,
     _single_responses_have_what_they_need,
+    _features_can_be_read,
+    _estimates_are_the_policys_own,
     _coefficient_means_something,
     _coefficient_fits_beta,
     _score_term_is_exact,

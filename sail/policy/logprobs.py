@@ -38,7 +38,7 @@ def sequence_logps(model: torch.nn.Module, rows: Sequence[Row]) -> Tensor:
 def token_logps(model: torch.nn.Module, rows: Sequence[Row]) -> ResponseTokens:
     """log pi of every response token at temperature 1."""
     head = fused_head_of(bare_model(model))
-    return full_logits_logps(model, rows) if head is None else fused_head_logps(model, head, _batch(model, rows))
+    return full_logits_logps(model, rows) if head is None else fused_head_logps(model, head, batch_of(model, rows))
 
 
 def fused_head_logps(model: torch.nn.Module, head: torch.nn.Linear, batch: ScoredBatch) -> ResponseTokens:
@@ -66,7 +66,7 @@ def full_logits_logps(model: torch.nn.Module, rows: Sequence[Row]) -> ResponseTo
 
 def response_logits(model: torch.nn.Module, rows: Sequence[Row]) -> tuple[Tensor, Tensor, Tensor]:
     """Logits [N, V] at the positions that predict response tokens, the tokens [N], and their rows [N]."""
-    batch, head = _batch(model, rows), fused_head_of(bare_model(model))
+    batch, head = batch_of(model, rows), fused_head_of(bare_model(model))
     if head is None:
         logits = batch.at_scored(_logits(model, batch))
     else:
@@ -96,7 +96,7 @@ def _runs_trees(model: torch.nn.Module) -> bool:
     return fused_head_of(bare) is not None and takes_trees(bare)
 
 
-def _batch(model: torch.nn.Module, rows: Sequence[Row]) -> ScoredBatch:
+def batch_of(model: torch.nn.Module, rows: Sequence[Row]) -> ScoredBatch:
     """The forward pass over the rows: trees where the model takes them."""
     if _runs_trees(model):
         return tree_rows(rows, _device(model))

@@ -19,6 +19,7 @@ from sail.policy.loading import Checkpoint, another_head, base_folder, quiet_loa
 from sail.policy.rows import Row, padded_rows
 
 Per = Literal["token", "prompt"]
+VALUE_FOLDER = "components/value"  # of a checkpoint
 _HEAD, _CONFIG = "value_head.safetensors", "value.json"
 
 
@@ -52,6 +53,12 @@ class ValueModel(torch.nn.Module):
             self.backbone.save_pretrained(str(folder))
         save_file(self.head.state_dict(), folder / _HEAD)
         (folder / _CONFIG).write_text(json.dumps({"per": self.per}))
+
+
+def value_model_of(policy: Checkpoint, per: Per) -> ValueModel:
+    """The value network that stands in the policy's checkpoint, or a new one from the policy's weights."""
+    saved = policy.path / VALUE_FOLDER
+    return load_value_model(saved) if saved.exists() else new_value_model(policy, per)
 
 
 def new_value_model(policy: Checkpoint, per: Per) -> ValueModel:

@@ -6,6 +6,7 @@ from typing import Any
 from sail.core.artifacts import Artifact, Keyed, Leaf
 from sail.core.run_settings import ComponentSettings, ImportanceSettings, LoraSettings, UpdateSettings
 from sail.core.store import Recipe
+from sail.policy.autoencoder import SaeSource
 from sail.policy.loading import Checkpoint
 from sail.update.items import RouteInput
 
@@ -27,6 +28,7 @@ class UpdateInputs:
     keep_optimizer: bool = False  # a later round will carry it
     chat_template: Leaf | None = None
     components: ComponentSettings = field(default_factory=ComponentSettings)
+    sae: SaeSource | None = None  # what components.sae names
     tokenizer: Checkpoint | None = None  # whose tokenizer is saved; default: start's
 
 
@@ -43,6 +45,7 @@ def update_recipe(inputs: UpdateInputs) -> Recipe:
             parts = {
                 "responses": source.responses, "rows": source.rows, "reference": source.reference_logps,
                 "behavior": source.behavior_logps, "mismatched": source.mismatched_logps,
+                "features": source.reference_features, "rollouts": source.rollouts,
             }  # fmt: skip
             sources |= {f"{route.name}/{index}/{part}": art for part, art in parts.items() if art is not None}
     if inputs.carry_from is not None:
@@ -51,9 +54,14 @@ def update_recipe(inputs: UpdateInputs) -> Recipe:
         sources["chat_template"] = inputs.chat_template
     if inputs.tokenizer is not None:
         sources["tokenizer"] = inputs.tokenizer
+    components = inputs.components.recipe()
+    del components["sae"]  # enters by content
+    if inputs.sae is not None:
+        sources["sae"] = inputs.sae.file
+        components["sae"] = {"layer": inputs.sae.layer, "k": inputs.sae.k}
     settings = {
         "update": inputs.settings.recipe(), "importance": inputs.importance.recipe(), "routes": routes,
         "seed": inputs.seed, "round": inputs.round_index, "keep_optimizer": inputs.keep_optimizer,
-        "lora": None if inputs.lora is None else inputs.lora.recipe(), "components": inputs.components.recipe(),
+        "lora": None if inputs.lora is None else inputs.lora.recipe(), "components": components,
     }  # fmt: skip
     return Recipe("checkpoint", VERSION, settings, sources)

@@ -4,11 +4,22 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from sail.core.artifacts import Artifact
-from sail.core.records import PreferencePair, Prompt, ResponseRow, Sample, SampleGroup, index_responses
+from sail.core.records import (
+    PreferencePair,
+    Prompt,
+    ResponseFeatures,
+    ResponseRow,
+    RolloutTokens,
+    Sample,
+    SampleGroup,
+    index_responses,
+)
 from sail.core.run_settings import LossSettings, RouteSettings
 from sail.objectives import find_loss
+from sail.policy.features import read_features
 from sail.policy.rows import Row
 from sail.policy.scoring import read_logps
+from sail.update.rollouts import read_rollouts
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +31,8 @@ class RowSource:
     reference_logps: Artifact | None = None
     behavior_logps: Artifact | None = None  # under the policy that drew the samples
     mismatched_logps: Artifact | None = None  # reference log-probs of the rows' table "mismatched" (KTO)
+    reference_features: Artifact | None = None  # FPO
+    rollouts: Artifact | None = None  # per token, estimated before the update (PPO)
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +55,8 @@ class Side:
     behavior_logp: float  # log-prob under the distribution that drew it; nan for dataset responses
     from_policy: bool
     target: float = float("nan")  # what a label says of this response; nan without labels
+    rollout: RolloutTokens | None = None
+    ref_features: ResponseFeatures | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,15 +120,20 @@ class _Sides:
         self.index = index_responses(source.responses.read(SampleGroup, "groups"))
         self.reference = _logps(source.reference_logps)
         self.behavior = _logps(source.behavior_logps)
+        self.rollouts = {} if source.rollouts is None else read_rollouts(source.rollouts)
+        self.ref_features = {} if source.reference_features is None else read_features(source.reference_features)
         self.temperature = temperature
 
     def __getitem__(self, response_id: str) -> Side:
         prompt, sample = self.index[response_id]
+        rollout = self.rollouts.get(response_id)
         return Side(
             row=Row(prompt.token_ids, sample.token_ids),
-            ref_logp=self.reference.get(response_id, float("nan")),
+            ref_logp=self.reference.get(response_id, float("nan")) if rollout is None else sum(rollout.ref_logps),
             behavior_logp=self._behavior_logp(prompt, sample),
             from_policy=sample.origin == "policy",
+            rollout=rollout,
+            ref_features=self.ref_features.get(response_id),
         )
 
     def of(self, row: ResponseRow) -> Side:

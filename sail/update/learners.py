@@ -7,19 +7,18 @@ from typing import Any
 
 import torch
 
-from sail.core.run_settings import ValueSettings
 from sail.core.seeds import derive_seed
 from sail.core.store import Workspace
 from sail.policy.compiling import compile_blocks
-from sail.policy.loading import Checkpoint, add_adapter, is_adapter, load_policy, load_tokenizer, save_policy
+from sail.policy.loading import add_adapter, is_adapter, load_policy, load_tokenizer, save_policy
 from sail.policy.tags import tag_for, tagged_template
-from sail.policy.value import ValueModel, load_value_model, new_value_model
+from sail.policy.value import VALUE_FOLDER, ValueModel, value_model_of
 from sail.update.inputs import UpdateInputs
 from sail.update.items import Item
 from sail.update.optimizer import learning_rate, make_optimizer
 from sail.update.trainer_state import Position, Trained, load_last_step, load_optimizers, save_optimizers
 
-_TRAINER, _VALUE = "trainer", "components/value"
+_TRAINER = "trainer"
 
 
 @dataclass(frozen=True)
@@ -36,7 +35,7 @@ def make_learners(inputs: UpdateInputs) -> dict[str, Learner]:
     settings, policy = inputs.settings, _trainable_policy(inputs)
     learners = {"policy": Learner(policy, make_optimizer(policy, settings), settings.max_grad_norm)}
     if inputs.components.value is not None:
-        value = _value_model(inputs.start, inputs.components.value)
+        value = value_model_of(inputs.start, inputs.components.value.per).train()
         own = settings.replace(learning_rate=inputs.components.value.learning_rate, optimizer="adamw")
         learners["value"] = Learner(value, make_optimizer(value, own), inputs.components.value.max_grad_norm)
     return learners
@@ -51,13 +50,6 @@ def _trainable_policy(inputs: UpdateInputs) -> Any:
         model.gradient_checkpointing_enable()  # type: ignore[operator]
     if inputs.settings.compile:
         compile_blocks(model)
-    return model.train()
-
-
-def _value_model(start: Checkpoint, settings: ValueSettings) -> ValueModel:
-    """The value network of the round before, or a new one from the policy's weights."""
-    saved = start.path / _VALUE
-    model = load_value_model(saved) if saved.exists() else new_value_model(start, settings.per)
     return model.train()
 
 
@@ -93,8 +85,8 @@ def save_checkpoint(
     save_policy(trained["policy"][0], tokenizer, workspace.path)  # type: ignore[arg-type]
     if "value" in trained:
         value: ValueModel = trained["value"][0]  # type: ignore[assignment]
-        (workspace.path / _VALUE).mkdir(parents=True, exist_ok=True)
-        value.save(workspace.path / _VALUE)
+        (workspace.path / VALUE_FOLDER).mkdir(parents=True, exist_ok=True)
+        value.save(workspace.path / VALUE_FOLDER)
     if inputs.keep_optimizer:
         carried = Position(schedule_step=position.schedule_step, baselines=position.baselines)
         save_optimizers(workspace.path / _TRAINER, trained, carried)

@@ -23,8 +23,9 @@ from sail.objectives.online import (
     labels_by_others,
     pair_value,
 )
-from sail.objectives.responses import Tokens
+from sail.objectives.responses import Rollout, Tokens
 from sail.objectives.statistics import accepted
+from sail.policy.autoencoder import SparseAutoencoder
 from sail.update.items import Item, Side
 
 
@@ -37,6 +38,7 @@ class RouteObjective:
     settings: RouteSettings
     importance: ImportanceSettings
     sampling_temperature: float = 1.0
+    sae: SparseAutoencoder | None = None  # where the loss looks at features
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,7 @@ class StepFacts:
     baseline: float = 0.0  # b of the label table
     statistic: Tensor | None = None  # 0-d, of the global batch
     values: Tensor | None = None  # [T], the value network's, with its gradient
+    distances: Tensor | None = None  # [R], of features to the reference's (a leaf with gradient)
 
 
 @dataclass(frozen=True)
@@ -60,7 +63,10 @@ class RouteResult:
 
 def route_losses(objective: RouteObjective, items: Sequence[Item], tokens: Tokens, facts: StepFacts) -> RouteResult:
     """Losses of B items from the log-probs of their tokens, item by item and side by side (a leaf with gradient)."""
-    responses = responses_of([side for item in items for side in item.sides], tokens, _groups(items, tokens))
+    sides = [side for item in items for side in item.sides]
+    if objective.loss.rollouts is not None:
+        tokens = tokens._replace(rollout=_rollout(sides, tokens))
+    responses = responses_of(sides, tokens, _groups(items, tokens))._replace(feature_distances=facts.distances)
     if objective.loss.unit == "pair":
         return _pair_losses(objective, items, responses, facts.baseline)
     return _response_losses(objective, items, responses, facts)
@@ -79,6 +85,14 @@ def responses_of(sides: Sequence[Side], tokens: Tokens, group: Tensor | None = N
     )
 
 
+def _rollout(sides: Sequence[Side], tokens: Tokens) -> Rollout:
+    """A round's estimates of the sides' tokens, in the tokens' order."""
+    known = [side.rollout for side in sides if side.rollout is not None]
+    assert len(known) == len(sides), "a round's estimates cover all its rows"
+    names = ("old_logps", "values", "advantages", "returns")
+    return Rollout(*(tokens.logps.new_tensor([x for each in known for x in getattr(each, name)]) for name in names))
+
+
 def _groups(items: Sequence[Item], tokens: Tokens) -> Tensor:
     sizes = torch.tensor([len(item.sides) for item in items], device=tokens.row.device)
     return torch.repeat_interleave(torch.arange(len(items), device=tokens.row.device), sizes)
@@ -92,7 +106,8 @@ def _response_losses(
     given = [value for value in (facts.statistic, facts.values) if value is not None]
     ratios, sums = _importance(objective, items, responses.logps)
     values = plain_weights(ratios, "all") * loss.loss(responses, *given, **params)
-    sums |= {name: float(value.sum()) for name, value in response_diagnostics(responses).items()}
+    logged = response_diagnostics(responses, **accepted(response_diagnostics, params))
+    sums |= {name: float(value.sum()) for name, value in logged.items()}
     critic = None
     if loss.critic is not None:
         critic = loss.critic(responses, *given, **accepted(loss.critic, params))
@@ -135,7 +150,11 @@ def _pair_losses(
 
 def side(responses: Responses, index: int) -> Responses:
     """All A sides (0) or all B sides (1) of pairs that stand one after another."""
-    return Responses(responses.logps[index::2], responses.ref_logps[index::2], responses.num_tokens[index::2])
+    distances = responses.feature_distances
+    return Responses(
+        responses.logps[index::2], responses.ref_logps[index::2], responses.num_tokens[index::2],
+        feature_distances=None if distances is None else distances[index::2],
+    )  # fmt: skip
 
 
 def _online_terms(

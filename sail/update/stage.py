@@ -12,11 +12,12 @@ from accelerate.state import AcceleratorState
 
 from sail.core.artifacts import Artifact
 from sail.core.errors import UserError
-from sail.core.run_settings import ImportanceSettings, UpdateSettings
+from sail.core.run_settings import UpdateSettings
 from sail.core.seeds import derive_seed
 from sail.core.store import Builder, Workspace
 from sail.objectives import find_loss
 from sail.objectives.baseline import RunningMean
+from sail.policy.autoencoder import load_sae
 from sail.policy.devices import free_memory
 from sail.update.batches import batch_indices, exact_shares, steps_for_epochs
 from sail.update.inputs import UpdateInputs, update_recipe
@@ -56,7 +57,7 @@ def _train(workspace: Workspace, inputs: UpdateInputs, items: Mapping[str, Seque
     shares = exact_shares({route.name: route.settings.share for route in routes})
     sizes = {name: len(route_items) for name, route_items in items.items()}
     steps = settings.steps or steps_for_epochs(settings.epochs, sizes, shares, settings.train_batch_size)
-    objectives = {route.name: _objective(route, inputs.importance) for route in routes}
+    objectives = {route.name: _objective(route, inputs) for route in routes}
     position = _position(restore(workspace, inputs, trained), objectives)
     weights = row_weights(shares, {route.name: route.settings.weight for route in routes}, settings.train_batch_size)
     for step in range(position.step, steps):
@@ -89,10 +90,11 @@ def _position(restored: Position | None, objectives: Mapping[str, RouteObjective
     return replace(restored, baselines={**fresh, **restored.baselines})
 
 
-def _objective(route: RouteInput, importance: ImportanceSettings) -> RouteObjective:
+def _objective(route: RouteInput, inputs: UpdateInputs) -> RouteObjective:
     row = find_loss(route.loss.type)
     params = {**row.params, **route.loss.params}
-    return RouteObjective(row, params, route.settings, importance, route.sampling_temperature)
+    sae = load_sae(inputs.sae) if inputs.sae is not None and "features" in row.needs else None
+    return RouteObjective(row, params, route.settings, inputs.importance, route.sampling_temperature, sae)
 
 
 def _step_items(

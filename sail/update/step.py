@@ -13,7 +13,8 @@ from sail.core.errors import UserError
 from sail.core.run_settings import UpdateSettings
 from sail.objectives.baseline import RunningMean
 from sail.objectives.responses import Tokens
-from sail.policy.logprobs import microbatches, token_logps
+from sail.policy.logprobs import microbatches
+from sail.update.features import policy_outputs
 from sail.update.items import Item
 from sail.update.learners import Learner
 from sail.update.objective import RouteObjective, StepFacts, route_losses
@@ -109,16 +110,20 @@ def _accumulate(
     totals: StepSums,
 ) -> None:
     """One forward and one backward pass of a microbatch, through the policy and the value network of the route."""
-    rows = [side.row for item in items for side in item.sides]
     with accelerator.autocast():
-        scored = token_logps(learners["policy"].model, rows)
+        scored, distances = policy_outputs(learners["policy"].model, items, objective.sae)
         if objective.loss.critic is not None:
-            facts = replace(facts, values=learners["value"].model(rows).cpu())
-    leaf = scored.logps.detach().cpu().double().requires_grad_()  # few numbers: a GPU would only wait
-    result = route_losses(objective, items, Tokens(leaf, scored.row_index.cpu()), facts)
+            values = learners["value"].model([side.row for item in items for side in item.sides])
+            facts = replace(facts, values=values.cpu())
+    outputs = [scored.logps] if distances is None else [scored.logps, distances]
+    # few numbers: a GPU would only wait
+    leaves = [output.detach().cpu().double().requires_grad_() for output in outputs]
+    facts = replace(facts, distances=None if distances is None else leaves[1])
+    result = route_losses(objective, items, Tokens(leaves[0], scored.row_index.cpu()), facts)
     loss = batch.row_weights[name] * result.losses.sum()
-    (coefficients,) = torch.autograd.grad(loss, leaf)
-    accelerator.backward((coefficients.to(scored.logps) * scored.logps).sum())
+    coefficients = torch.autograd.grad(loss, leaves)
+    pulls = [(c.to(output) * output).sum() for c, output in zip(coefficients, outputs, strict=True)]
+    accelerator.backward(torch.stack(pulls).sum())
     if result.critic_losses is not None:
         accelerator.backward(result.critic_losses.sum() / len(batch.items[name]))
     totals.add({**result.sums, "loss": float(loss.detach())}, items, objective.loss.unit)
@@ -146,7 +151,7 @@ def _metrics(totals: StepSums, grad_norms: Mapping[str, float]) -> dict[str, flo
     if "value" in grad_norms:
         metrics |= {"value/grad_norm": grad_norms["value"], "value/loss": sums["value_error"] / totals.responses}
     if totals.responses:
-        logged = [name for name in sums if name in ("logps/responses", "objective/log_ratio")]
+        logged = [name for name in sums if name.startswith(("logps/responses", "objective/log_ratio", "policy/"))]
         metrics |= {name: sums[name] / totals.responses for name in logged}
     if totals.pairs:
         names = [name for name in sums if name.startswith(("rewards/", "logps/")) and name != "logps/responses"]

@@ -16,7 +16,7 @@ import math
 import torch
 
 from sail.objectives import Responses
-from sail.objectives.responses import Tokens
+from sail.objectives.responses import Rollout, Tokens
 
 
 def sigmoid(z: float) -> float:
@@ -58,6 +58,10 @@ BY_HAND = {
         [2.0 + 0.25 * nls(log_odds(-2.0) - log_odds(m)) for m in (-0.8, -3.0, -1.5)],
     ),
     "dpo_norm": ({"beta": 0.5}, [nls(0.6), nls(0.0), nls(-0.5)]),
+    "fpo": (  # M_w = 1 2 4, M_l = 2 2 1
+        {"beta": 2.0, "alpha": 0.5},
+        [nls(2.0 * (1.2 - 0.5)), nls(0.0), nls(2.0 * (-1.0 + 1.5))],
+    ),
     "sppo_hard": ({"beta": 0.25}, [0.0 + 1.0, 4.0 + 4.0, 16.0 + 9.0]),
     "exo": (
         {"beta": 0.5, "epsilon": 0.2},
@@ -99,6 +103,10 @@ BY_HAND = {
     "sppo": ({"beta": 0.25}, [(2.0 - 1.0) ** 2, (0.0 + 1.0) ** 2, (-2.0 - 0.0) ** 2]),
     "dro_v": ({"tau": 0.5}, [0.5 * 1.0 + 0.25 * 4.0, -0.25 * 3.0, 1.0 * 2.0 + 1.0 * 2.0 + 0.25 * 4.0]),
     "dro_p": ({"tau": 1.0}, [0.5 * 2.0 * 0.25, 0.5 * 2.0 * 0.25, 0.0]),  # r - s = -1 and 0, mean -1/2
+    "ppo": (  # rho A, clipped: 1, 3 -> 2.4 / 1, -1, -2 / 0, 1, -1, -1 -> -1.6
+        {"cliprange": 0.2},
+        [-(1.0 + 2.4), -(1.0 - 1.0 - 2.0), -(0.0 + 1.0 - 1.0 - 1.6)],
+    ),
     "rloo": ({"beta": 1.0}, [1.0 * -4.0, -1.0 * -6.0, 0.0]),  # r - s = -1 and 0, each the other's baseline
     "kl_policy_ref": ({}, [2.0 * -4.0, -2.0 * -6.0, 0.0]),
     "kl_ref_policy": ({}, [-2.0, 0.0, 2.0]),
@@ -108,6 +116,10 @@ BY_HAND = {
 }
 CRITICS_BY_HAND = {  # r - tau s = 0, 0, 3
     "dro_v": ({"tau": 0.5}, [0.5 * (0.25 + 1.0) / 2.0, 0.5 * 0.0625 / 3.0, 0.5 * (4.0 + 4.0 + 1.0 + 1.0) / 4.0]),
+    "ppo": (  # the second-last but two lies 1 from its old value: clipped to 1/2, whose error is the smaller one
+        {"cliprange_value": 0.5},
+        [0.5 * 0.25 / 2.0, 0.5 * 1.0 / 3.0, 0.5 * (1.0 + 1.0 + 0.0 + 1.0) / 4.0],
+    ),
 }
 
 
@@ -115,16 +127,24 @@ def tensor(*values: float) -> torch.Tensor:
     return torch.tensor(values, dtype=torch.float64)
 
 
+LOGPS = tensor(-1.0, -3.0, -1.0, -2.0, -3.0, -2.0, -2.0, -2.0, -2.0)
+ROLLOUT = Rollout(
+    LOGPS - tensor(*map(math.log, (1.0, 1.5, 0.5, 1.0, 2.0, 1.0, 1.0, 1.0, 0.5))),
+    values=tensor(0.0, 1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 2.0, 2.0),
+    advantages=tensor(1.0, 2.0, 2.0, -1.0, -1.0, 0.0, 1.0, -1.0, -2.0),
+    returns=tensor(1.0, 1.0, 0.0, 1.0, 0.25, 2.0, 0.0, 2.0, 1.0),
+)
 CHOSEN = Responses(
     tensor(-4.0, -6.0, -8.0),
     tensor(-6.0, -6.0, -6.0),
     tensor(2.0, 3.0, 4.0),
     group=torch.tensor([0, 0, 1]),
-    tokens=Tokens(
-        tensor(-1.0, -3.0, -1.0, -2.0, -3.0, -2.0, -2.0, -2.0, -2.0), torch.tensor([0, 0, 1, 1, 1, 2, 2, 2, 2])
-    ),
+    feature_distances=tensor(1.0, 2.0, 4.0),
+    tokens=Tokens(LOGPS, torch.tensor([0, 0, 1, 1, 1, 2, 2, 2, 2]), ROLLOUT),
 )
-REJECTED = Responses(tensor(-4.0, -3.0, -3.0), tensor(-3.0, -3.0, -4.0), tensor(5.0, 1.0, 2.0))
+REJECTED = Responses(
+    tensor(-4.0, -3.0, -3.0), tensor(-3.0, -3.0, -4.0), tensor(5.0, 1.0, 2.0), feature_distances=tensor(2.0, 2.0, 1.0)
+)
 
 TARGETS = {"score": tensor(1.0, 0.0, 2.0), "thumbs": tensor(1.0, 0.0, 1.0), "win_rate": tensor(0.75, 0.25, 0.5)}
 STATISTIC = tensor(1.0)[0]  # log_z of rwr, z0 of kto

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from sail.objectives import LossRow, Responses
 from sail.objectives.regression import rloo
-from sail.objectives.responses import Tokens
+from sail.objectives.responses import Rollout, Tokens
 from sail.objectives.statistics import accepted
 from sail.objectives.streams import kl_policy_ref
 
@@ -54,8 +54,11 @@ def random_responses(generator: torch.Generator, batch: int = 5, target: str = "
     shares = shares / torch.zeros(batch, dtype=torch.float64).index_add(0, row, shares)[row]
     targets = {"thumbs": (torch.arange(batch) % 2).double(), "score": tensor(*(0.4 * i - 1.0 for i in range(batch))),
                "win_rate": tensor(*(0.9 - 0.15 * i for i in range(batch)))}.get(target)  # fmt: skip
-    empty = Responses(totals, ref_logps, lengths.double(), targets, torch.arange(batch) // 2)
-    return with_tokens(empty, Tokens(totals[row] * shares, row))
+    empty = Responses(totals, ref_logps, lengths.double(), targets, torch.arange(batch) // 2, totals.abs())
+    logps = totals[row] * shares
+    moved = 0.1 * torch.linspace(-1.0, 1.0, len(row), dtype=torch.float64)  # within the clip range of ppo
+    rollout = Rollout(logps - moved, *(torch.linspace(a, 1.0, len(row), dtype=torch.float64) for a in (0.1, -1.0, 0.5)))
+    return with_tokens(empty, Tokens(logps, row, rollout))
 
 
 def with_tokens(responses: Responses, tokens: Tokens) -> Responses:
@@ -117,7 +120,9 @@ def part(case: Case, keep: Tensor) -> Case:
     sides = []
     for side in case.sides:
         tokens = tokens_of(side)
-        kept = Tokens(tokens.logps[keep[tokens.row]], (keep.cumsum(0) - 1)[tokens.row[keep[tokens.row]]])
+        here = keep[tokens.row]
+        rollout = None if tokens.rollout is None else Rollout(*(column[here] for column in tokens.rollout))
+        kept = Tokens(tokens.logps[here], (keep.cumsum(0) - 1)[tokens.row[here]], rollout)
         columns = [None if column is None else column[keep] for column in side[:-1]]
         sides.append(Responses(*columns, tokens=kept))  # type: ignore[arg-type]
     of_tokens = keep[tokens_of(case.sides[0]).row]
@@ -135,7 +140,7 @@ def has_the_gradient_of_its_finite_differences(row: LossRow) -> None:
         leaf = tokens_of(side).logps.clone().requires_grad_()
 
         def total(logps: Tensor, k: int = k, side: Responses = side) -> Tensor:
-            moved = with_tokens(side, Tokens(logps, tokens_of(side).row))
+            moved = with_tokens(side, tokens_of(side)._replace(logps=logps))
             if surrogate and not logps.requires_grad:
                 moved = moved._replace(ref_logps=side.ref_logps + moved.logps - side.logps)
             return loss_of(row, Case((*case.sides[:k], moved, *case.sides[k + 1 :]), case.given)).sum()
@@ -171,9 +176,10 @@ def _at_a_gap(row: LossRow, logps: Tensor, gap: float) -> Case:
     """Two rows of one group, the log-ratio of the first at the gap; in a pair both sides move, apart."""
     rows, ones = torch.tensor([0, 1]), tensor(1.0, 1.0)
     target = {"thumbs": tensor(1.0, 0.0)}.get(row.target, tensor(0.9, 0.1))
-    first = Responses(logps, tensor(-1.0 - max(gap, 0.0), -2.0), 7.0 * ones, target, 0 * rows, Tokens(logps, rows))
     far = tensor(-1.0 - max(gap, 0.0), -2.0)
-    second = Responses(far, tensor(-1.0, -2.0), 7.0 * ones)
+    tokens = Tokens(logps, rows, Rollout(far, ones, tensor(1.0, -1.0), ones))
+    first = Responses(logps, far, 7.0 * ones, target, 0 * rows, ones, tokens)
+    second = Responses(far, tensor(-1.0, -2.0), 7.0 * ones, feature_distances=abs(gap) * ones)
     given = ((0.5 * ones[0],) if row.statistic else ()) + ((0.5 * ones,) if row.critic else ())
     return Case((first, second) if row.unit == "pair" else (first,), given)
 
@@ -182,8 +188,9 @@ def declares_what_is_true(row: LossRow) -> None:
     """What it reads, what it is given, its parameters, and that it says where it comes from."""
     case = random_case(row)
     reads = {
-        "ref_logps": "reference" in row.needs, "num_tokens": "num_tokens" in row.needs, "targets": bool(row.target),
-        "group": row.unit == "group", "tokens": row.critic is not None,
+        "ref_logps": "reference" in row.needs, "num_tokens": "num_tokens" in row.needs,
+        "targets": bool(row.target) and row.rollouts is None, "group": row.unit == "group",
+        "feature_distances": "features" in row.needs, "tokens": row.critic is not None,
     }  # fmt: skip
     for field, declared in reads.items():
         other = Case(tuple(_changed(side, field) for side in case.sides), case.given)
@@ -205,7 +212,7 @@ def _changed(side: Responses, field: str) -> Responses:
     """The side with other numbers in one field."""
     tokens = tokens_of(side)
     if field == "tokens":
-        return side._replace(tokens=Tokens(tokens.logps - 1.0, tokens.row))
+        return side._replace(tokens=tokens._replace(logps=tokens.logps - 1.0))
     if field == "group":
         assert side.group is not None
         return side._replace(group=side.group.flip(0))

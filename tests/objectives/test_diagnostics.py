@@ -78,3 +78,12 @@ def test_weights_scale_each_term_by_its_own_and_c_zero_has_no_extra():
     bare = term_scales(labels_by_others(losses, p_a, OnlineTerms(S)), losses, p_a, logps)
     assert bare.extra.tolist() == [0.0, 0.0]
     losses.a.sum().backward()  # the graph is still there
+
+
+def test_a_loss_without_a_reference_has_log_probs_for_rewards():
+    """SimPO, ORPO and SLiC have nothing to take the ratio to: no nan reaches the log."""
+    nothing = torch.full((2,), float("nan"), dtype=torch.float64)
+    a, b = (Responses(tensor(*logps), nothing, tensor(3.0, 3.0)) for logps in ((-4.0, -9.0), (-6.0, -5.0)))
+    logged = pair_diagnostics(a, b, tensor(1.0, 1.0), beta=0.5)
+    assert logged["rewards/margins"].tolist() == [1.0, -2.0]
+    assert logged["rewards/accuracies"].tolist() == [1.0, 0.0]

@@ -91,7 +91,7 @@ def test_the_first_baseline_is_the_loss_at_the_reference():
 def test_summed_and_averaged_log_probs_are_not_the_same_loss():
     """On equal lengths ipo_mean is ipo at another beta; on unequal ones nothing is."""
     averaged = {name for name, row in LOSSES.items() if "num_tokens" in row.needs}
-    assert averaged == {"ipo_mean", "dpo_norm", "simpo", "orpo", "sft"}
+    assert averaged == {"ipo_mean", "dpo_norm", "simpo", "orpo", "fpo", "sft"}
     for name, row in LOSSES.items():
         case = case_by_hand(row)
         long = case._replace(sides=tuple(side._replace(num_tokens=7.0 + side.num_tokens) for side in case.sides))
@@ -104,8 +104,8 @@ def test_summed_and_averaged_log_probs_are_not_the_same_loss():
 @pytest.mark.parametrize("name", [name for name, row in LOSSES.items() if "num_tokens" in row.needs])
 def test_a_response_without_tokens_costs_a_finite_number_and_pulls_nowhere(name):
     logps = tensor(0.0).requires_grad_()
-    empty = Responses(logps, tensor(0.0), tensor(0.0))
-    sides = (empty, Responses(tensor(-9.0), tensor(-8.0), tensor(4.0)))
+    empty = Responses(logps, tensor(0.0), tensor(0.0), feature_distances=tensor(0.0))
+    sides = (empty, Responses(tensor(-9.0), tensor(-8.0), tensor(4.0), feature_distances=tensor(1.0)))
     value = LOSSES[name].loss(*sides[: 2 if name in PAIRS else 1])
     assert torch.isfinite(value).all() and torch.isfinite(torch.autograd.grad(value, logps)[0]).all()
     assert sft(empty).tolist() == [0.0]

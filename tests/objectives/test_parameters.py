@@ -17,6 +17,9 @@ OUT_OF_RANGE = [
     *(("kto", name, -1.0) for name in ("desirable_weight", "undesirable_weight")),
     ("exo", "epsilon", 0.0), ("slic", "delta", -1.0), ("simpo", "gamma", -0.5), ("orpo", "odds_weight", -1.0),
     ("discopop", "tau", 0.0), ("discopop", "tau", 1.5), ("dpo_pro", "nu", -0.1), ("dpo", "beta", math.inf),
+    *(("ppo", name, value) for name in ("cliprange", "cliprange_value") for value in (0.0, -1.0, math.nan)),
+    *(("ppo", name, value) for name in ("gamma", "lam") for value in (-0.1, 1.1, math.nan)),
+    ("ppo", "gamma", 0.0), ("ppo", "kl_coef", -0.1), ("ppo", "whiten", 0.5), ("fpo", "alpha", -1.0),
     ("rloo", "beta", -0.1), ("optimism", "sign", 0.0), ("optimism", "sign", 0.5),
 ]  # fmt: skip
 

@@ -13,6 +13,9 @@ PR = RouteFacts("dpo", responses_from_policy=True, labels_by="others", mode="sof
 PP = RouteFacts("dpo", responses_from_policy=True, labels_by="policy", mode="soft", sail_coef=0.1)
 DP = replace(PP, responses_from_policy=False)
 ITERATIVE = replace(PR, sail_coef=0.0, num_generations=8, keep="best_worst", mode="hard")
+PPO = RouteFacts(
+    "ppo", responses_from_policy=True, labels_by="others", labels_as="score", has_value=True, importance_mode="none"
+)
 SFT = RouteFacts("sft", responses_from_policy=False, labels_by="none")
 
 
@@ -25,13 +28,16 @@ SFT = RouteFacts("sft", responses_from_policy=False, labels_by="none")
         DP,
         ITERATIVE,
         SFT,
+        PPO,
+        replace(PPO, num_generations=1),
         replace(OFFLINE, loss="sigmoid"),
         replace(OFFLINE, loss="slic"),
+        replace(OFFLINE, loss="fpo", has_sae=True),
         replace(PR, mode="sampled"),
         replace(PP, mode="sampled", loss="ipo"),
         replace(PR, mode="hard", loss="exo_pair"),
         replace(PR, mode="sampled", loss="dpo_pro"),
-        *(replace(PR, loss=name) for name in LOSSES if LOSSES[name].soft_labels),
+        *(replace(PR, loss=name, has_sae=True) for name in LOSSES if LOSSES[name].soft_labels),
         *(replace(PP, loss=name) for name in LOSSES if LOSSES[name].link),
         replace(PR, num_generations=4, keep="random"),
         replace(PR, temperature=0.9),
@@ -68,6 +74,16 @@ def test_a_sound_route_of_single_responses_has_no_findings(route):
 @pytest.mark.parametrize(
     ("route", "problem"),
     [
+        (replace(PPO, has_value=False), "needs a value network"),
+        (replace(PPO, labels_as="thumbs"), "needs labels as score of single responses, and they come as thumbs"),
+        (replace(PPO, labels_by="none", labels_as=""), "and nobody gives any"),
+        (replace(PPO, responses_from_policy=False), "samples of the policy alone"),
+        (replace(PPO, sources=2), "samples of the policy alone"),
+        (replace(PPO, own_samples=False), "starts from the policy that drew its samples"),
+        (replace(PPO, importance_mode="truncate"), "weighs every token itself"),
+        (replace(PPO, temperature=0.7), "temperature 0.7: the samples are not those"),
+        (replace(PPO, top_p=0.9), "top_p 0.9: the samples are not those"),
+        (replace(OFFLINE, loss="fpo"), "needs a sparse autoencoder"),
         (replace(OFFLINE, loss="dpoo"), "no loss named 'dpoo'"),
         (replace(PP, loss="slic"), "preference link"),
         (replace(PP, loss="slic", when="frozen", sail_coef=0.0), "preference link"),
@@ -134,4 +150,4 @@ def test_all_findings_of_a_route_come_at_once_refusals_first():
     route = replace(PP, loss="slic", mode="hard", sail_coef=0.5, keep="best_worst", top_p=0.9, filters=True)
     levels = [finding.level for finding in check_route(route)]
     assert levels == ["refused"] * 3 + ["warned"] * 2
-    assert len(RULES) == 7
+    assert len(RULES) == 9
