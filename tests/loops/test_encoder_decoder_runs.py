@@ -76,6 +76,25 @@ def assert_stored_logps_are_the_oracle_s(store: Path, reference: Path) -> None:
             assert stored[sample.response_id] == pytest.approx(float(expected), abs=1e-3)
 
 
+@pytest.mark.parametrize(
+    ("preset", "logged"),
+    [("kto", "objective/kto_z0"), ("rwr", "objective/effective_share"), ("dro-v", "value/loss"), ("dro-p", "loss")],
+)
+def test_single_responses_teach_a_t5(
+    preset: str, logged: str, testbed: Path, t5: Path, sail: Zygote, tmp_path: Path
+) -> None:
+    update = {"steps": 12, "train_batch_size": 16, "learning_rate": 3e-3}
+    settings = small_config(testbed, preset=preset, model_name_or_path=str(t5), num_rounds=0, update=update)
+    settings |= {"evaluation": NO_EVALUATION, "prompts": None}
+    settings["labelers"] = {"rm": {"kind": "callable", "path": "sail.testbed.gold:hump"}}
+    out = tmp_path / "run"
+    done = sail.run("run", write_config(tmp_path / "c.yaml", settings), "--out", out, cwd=tmp_path)
+    assert done.returncode == 0, done.err
+    steps = [line for line in load_run(out).metrics() if line["kind"] == "step"]
+    assert len(steps) == 12 and logged in steps[0]
+    assert abs(steps[-1]["logps/responses"] - steps[0]["logps/responses"]) > 0.1
+
+
 def test_a_killed_online_run_ends_byte_identical(testbed: Path, t5: Path, sail: Zygote, tmp_path: Path) -> None:
     """SAIL-PR: samples in process, a reward model fitted on the T5 itself, importance weights, an evaluation."""
     config = write_config(tmp_path / "c.yaml", online(testbed, t5, num_rounds=1))
