@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from sail.core.errors import UserError
+from sail.core.errors import LaunchError, UserError
 from sail.serving.errors import ServerError
 
 if TYPE_CHECKING:  # commands import what they need: `sail --help` waits for no torch
@@ -152,7 +152,7 @@ def main() -> None:
     except UserError as error:
         _complain(str(error))
         sys.exit(2)
-    except ServerError as error:
+    except (ServerError, LaunchError) as error:
         _complain(f"{error}. Nothing committed is lost: the same command goes on from here")
         sys.exit(1)
     except OSError as error:

@@ -114,6 +114,7 @@ class PhaseLoop:
                 components=phase.components,
                 tokenizer=context.model if phase.components.prompt_tag is not None else None,
             ),
+            context.launch,
         )
 
     def _prompts(self, turn: int, target: float | str | None = None) -> Artifact:

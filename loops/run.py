@@ -76,8 +76,8 @@ def _one_process() -> None:
     processes = os.environ.get("WORLD_SIZE", "1")
     if processes != "1":
         raise UserError(
-            f"WORLD_SIZE is {processes}: training in several processes is not built yet", where="sail run",
-            cure="Start it without torchrun and accelerate launch",
+            f"WORLD_SIZE is {processes}: sail run is one process, which starts those of the update", where="sail run",
+            cure="Start it without torchrun and accelerate launch, and set launch",
         )  # fmt: skip
 
 

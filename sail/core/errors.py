@@ -14,3 +14,7 @@ class UserError(ValueError):
         self.cure = cure
         message = f"{where}: {problem}" if where else problem
         super().__init__(f"{message}. {cure}" if cure else message)
+
+
+class LaunchError(RuntimeError):
+    """Processes that were started for a stage ended without its result."""

@@ -7,7 +7,7 @@ from sail.core.artifacts import Artifact
 from sail.core.records import PreferencePair, Prompt, ResponseRow, Sample, SampleGroup, index_responses
 from sail.core.run_settings import LossSettings, RouteSettings
 from sail.objectives import find_loss
-from sail.policy.rows import Row, split_by_tokens
+from sail.policy.rows import Row
 from sail.policy.scoring import read_logps
 
 
@@ -134,9 +134,3 @@ class _Sides:
 
 def _logps(artifact: Artifact | None) -> Mapping[str, float]:
     return {} if artifact is None else read_logps(artifact)
-
-
-def microbatches(items: Sequence[Item], budget: int) -> list[list[Item]]:
-    """The items in microbatches of at most `budget` padded tokens, longest first; an item is never cut."""
-    members = max((len(item.sides) for item in items), default=1)
-    return [[items[index] for index in part] for part in split_by_tokens([i.width for i in items], budget, members)]

@@ -10,7 +10,7 @@ from sail.objectives import Responses
 from sail.objectives.responses import Tokens
 from sail.objectives.statistics import BatchStatistic, accepted
 from sail.policy.logprobs import token_logps
-from sail.policy.rows import split_by_tokens
+from sail.update.distributed import dealt, summed
 from sail.update.items import Item, Side
 from sail.update.objective import RouteObjective, responses_of
 
@@ -46,12 +46,14 @@ def _labels(items: Sequence[Item]) -> Responses:
 
 
 def _scored(accelerator: Accelerator, model: torch.nn.Module, sides: Sequence[Side], budget: int) -> Responses:
-    """The sides under the policy as it is now, without a gradient."""
+    """The sides under the policy as it is now, without a gradient; every process scores its share of them."""
     logps = torch.zeros(len(sides), dtype=torch.float64)
-    for part in split_by_tokens([side.row.num_tokens for side in sides], budget):
+    for part, scale in dealt(accelerator, [side.row.num_tokens for side in sides], budget):
         with torch.no_grad(), accelerator.autocast():
             scored = token_logps(model, [sides[index].row for index in part])
         tokens = Tokens(scored.logps.double(), scored.row_index)
-        logps[part] = responses_of([sides[index] for index in part], tokens).logps.cpu()
+        if scale > 0:
+            logps[part] = responses_of([sides[index] for index in part], tokens).logps.cpu()
+    logps = summed(accelerator, logps)
     ref_logps = torch.tensor([side.ref_logp for side in sides], dtype=torch.float64)
     return Responses(logps, ref_logps, torch.ones_like(logps))

@@ -14,7 +14,8 @@ from sail.core.run_settings import UpdateSettings
 from sail.objectives.baseline import RunningMean
 from sail.objectives.responses import Tokens
 from sail.policy.logprobs import token_logps
-from sail.update.items import Item, microbatches
+from sail.update.distributed import Share, dealt, gathered, sum_gradients
+from sail.update.items import Item
 from sail.update.learners import Learner
 from sail.update.objective import RouteObjective, StepFacts, route_losses
 from sail.update.statistics import batch_statistics
@@ -44,6 +45,23 @@ class StepSums:
             self.responses += sum(len(item.sides) for item in items)
         for name, value in sums.items():
             self.sums[name] += value
+
+    def add_values(self, name: str, value_sum: float, count: int) -> None:
+        known_sum, known_count = self.values.get(name, (0.0, 0))
+        self.values[name] = (known_sum + value_sum, known_count + count)
+
+
+def merged(parts: Sequence[StepSums]) -> StepSums:
+    """The sums of all processes."""
+    if len(parts) == 1:
+        return parts[0]
+    total = StepSums(pairs=sum(part.pairs for part in parts), responses=sum(part.responses for part in parts))
+    for part in parts:
+        for name, value in part.sums.items():
+            total.sums[name] += value
+        for name, (value_sum, count) in part.values.items():
+            total.add_values(name, value_sum, count)
+    return total
 
 
 def row_weights(
@@ -80,8 +98,13 @@ def train_step(
     for name, items in batch.items.items():
         statistic = statistics.get(name)
         facts = StepFacts(baselines.get(name, 0.0), None if statistic is None else statistic.value)
-        for part in microbatches(items, settings.max_tokens_per_microbatch):
-            _accumulate(accelerator, learners, batch, name, part, objectives[name], facts, totals)
+        members = max((len(item.sides) for item in items), default=1)
+        budget = settings.max_tokens_per_microbatch
+        for share in dealt(accelerator, [item.width for item in items], budget, members):
+            _accumulate(accelerator, learners, batch, name, share, objectives[name], facts, totals)
+    totals = merged(gathered(accelerator, totals))
+    for learner in learners.values():
+        sum_gradients(accelerator, learner.model)
     grad_norms = {name: _clip(accelerator, learner) for name, learner in learners.items()}
     if not (math.isfinite(totals.sums["loss"]) and all(map(math.isfinite, grad_norms.values()))):
         raise UserError(
@@ -101,12 +124,13 @@ def _accumulate(
     learners: Mapping[str, Learner],
     batch: Batch,
     name: str,
-    items: Sequence[Item],
+    share: Share,
     objective: RouteObjective,
     facts: StepFacts,
     totals: StepSums,
 ) -> None:
     """One forward and one backward pass of a microbatch, through the policy and the value network of the route."""
+    items = [batch.items[name][index] for index in share.indices]
     rows = [side.row for item in items for side in item.sides]
     with accelerator.autocast():
         scored = token_logps(learners["policy"].model, rows)
@@ -116,13 +140,14 @@ def _accumulate(
     result = route_losses(objective, items, Tokens(leaf, scored.row_index), facts)
     loss = batch.row_weights[name] * result.losses.sum()
     (coefficients,) = torch.autograd.grad(loss, leaf)
-    accelerator.backward((coefficients.to(scored.logps.dtype) * scored.logps).sum())
+    accelerator.backward(share.gradient_scale * (coefficients.to(scored.logps.dtype) * scored.logps).sum())
     if result.critic_losses is not None:
-        accelerator.backward(result.critic_losses.sum() / len(batch.items[name]))
+        accelerator.backward(share.gradient_scale * result.critic_losses.sum() / len(batch.items[name]))
+    if share.gradient_scale == 0:
+        return
     totals.add({**result.sums, "loss": float(loss.detach())}, items, objective.loss.unit)
     if result.values is not None:
-        known_sum, known_count = totals.values.get(name, (0.0, 0))
-        totals.values[name] = (known_sum + float(result.values.sum()), known_count + len(items))
+        totals.add_values(name, float(result.values.sum()), len(items))
 
 
 def _clip(accelerator: Accelerator, learner: Learner) -> float:
