@@ -10,12 +10,14 @@ is in the environment); two cases are told apart here:
                     many (one with fewer repeats a row at weight zero), and FSDP's mean of gradients is scaled to a sum
 """
 
+import os
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedType
+from accelerate.state import AcceleratorState
+from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from torch import Tensor, distributed
 from torch.distributed.tensor import DTensor, distribute_tensor
 
@@ -50,8 +52,20 @@ def refuse_unsupported(kind: str, fsdp_version: int, trained: Iterable[str]) -> 
         )  # fmt: skip
 
 
+def make_accelerator(bf16: bool) -> Accelerator:
+    """accelerate, as its config file in the environment says."""
+    AcceleratorState._reset_state()  # one process trains many rounds, and phases may differ in precision
+    accelerator = Accelerator(mixed_precision="bf16" if bf16 else "no")
+    asked = os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true"
+    if asked and accelerator.distributed_type == DistributedType.MULTI_CPU:  # it drops FSDP on CPU without a word
+        accelerator.state.distributed_type = DistributedType.FSDP
+        accelerator.state.fsdp_plugin = FullyShardedDataParallelPlugin()
+    return accelerator
+
+
 def sharded(accelerator: Accelerator) -> bool:
-    return bool(accelerator.distributed_type == DistributedType.FSDP)
+    """Told by the plugin: distributed_type of accelerate's state does not survive the preparation of an optimizer."""
+    return getattr(accelerator.state, "fsdp_plugin", None) is not None
 
 
 def prepared(

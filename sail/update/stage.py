@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState
 
 from sail.core.artifacts import Artifact
 from sail.core.errors import UserError
@@ -21,7 +20,7 @@ from sail.core.store import Builder, Workspace
 from sail.objectives import find_loss
 from sail.objectives.baseline import RunningMean
 from sail.update.batches import batch_indices, exact_shares, steps_for_epochs
-from sail.update.distributed import prepared, refuse_unsupported
+from sail.update.distributed import make_accelerator, prepared, refuse_unsupported, sharded
 from sail.update.inputs import UpdateInputs, update_recipe
 from sail.update.items import Item, RouteInput, load_items
 from sail.update.launch import Launch, train_in_processes
@@ -46,8 +45,7 @@ def train(workspace: Workspace, inputs: UpdateInputs) -> dict[str, Any]:
     """Fill the workspace; returns the figures for the manifest. Of several processes the first one writes."""
     items = {route.name: load_items(route) for route in inputs.routes if route.settings.share != 0}
     _some_rows(items)
-    AcceleratorState._reset_state()  # one process trains many rounds, and phases may differ in precision
-    accelerator = Accelerator(mixed_precision="bf16" if inputs.settings.bf16 else "no")
+    accelerator = make_accelerator(inputs.settings.bf16)
     learners = {name: _prepared(accelerator, learner) for name, learner in _learners(accelerator, inputs).items()}
     position = _train(accelerator, learners, workspace, inputs, items)
     if accelerator.is_main_process:
@@ -92,8 +90,8 @@ def _train(
 
 def _learners(accelerator: Accelerator, inputs: UpdateInputs) -> dict[str, Learner]:
     learners = make_learners(inputs)
-    plugin = getattr(accelerator.state, "fsdp_plugin", None)
-    refuse_unsupported(accelerator.distributed_type.value, 1 if plugin is None else plugin.fsdp_version, learners)
+    version = accelerator.state.fsdp_plugin.fsdp_version if sharded(accelerator) else 0
+    refuse_unsupported(accelerator.distributed_type.value, version, learners)
     return learners
 
 

@@ -4,6 +4,7 @@ import os
 import sys
 from pathlib import Path
 
+import torch
 from accelerate import PartialState
 
 from sail.core.errors import UserError
@@ -15,7 +16,7 @@ from sail.update.stage import train
 
 def run_job(job: Job) -> None:
     """Train as one of the processes; the first of them answers the driver."""
-    state = PartialState()
+    state = PartialState(cpu=not torch.cuda.is_available())  # left to guess, it sees one process on CPU
     say = _say if state.is_main_process else lambda text: None
     try:
         _check(job, state)
@@ -23,8 +24,9 @@ def run_job(job: Job) -> None:
         result = train(Workspace(job.workspace, say), job.inputs)
     except UserError as error:
         mistake = {"problem": error.problem, "where": error.where, "cure": error.cure}
-        write_answer(job.answer.with_suffix(f".{os.getpid()}"), {"error": mistake})
-        os.replace(job.answer.with_suffix(f".{os.getpid()}"), job.answer)
+        own = job.answer.with_suffix(f".{os.getpid()}")  # all processes may say so, and at the same time
+        write_answer(own, {"error": mistake})
+        os.replace(own, job.answer)
         raise
     state.wait_for_everyone()
     if state.is_main_process:
