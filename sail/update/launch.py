@@ -120,9 +120,11 @@ def _listen(process: subprocess.Popen[bytes], log_path: Path, workspace: Workspa
 
 def _pass_on(log: TextIOWrapper, workspace: Workspace) -> None:
     """The whole lines that are new; half a line is left for the next time."""
-    while line := log.readline():
+    while True:
+        start = log.tell()
+        line = log.readline()
         if not line.endswith("\n"):
-            log.seek(log.tell() - len(line.encode()))
+            log.seek(start)
             return
         if line.startswith(SAYS):
             workspace.say(line.removeprefix(SAYS).rstrip("\n"))

@@ -12,7 +12,7 @@ from loops.config import load_config
 from loops.launching import launch_of
 from sail.core.errors import UserError
 from sail.update.launch import Launch
-from tests.loops.running import run_afresh
+from tests.loops.running import NO_EVALUATION, small_config, weights, write_config
 
 _CONFIG = "{preset: dpo, model_name_or_path: m, data: {prefs: {path: p.jsonl}}}"
 
@@ -75,8 +75,14 @@ def test_a_value_network_is_not_sharded(tmp_path: Path) -> None:
         launched(tmp_path, {"accelerate_config": "fsdp2", "num_processes": 2}, "components.value.per=token")
 
 
-def test_sail_run_itself_is_one_process(tmp_path: Path) -> None:
-    config = tmp_path / "c.yaml"
-    config.write_text(_CONFIG)
-    done = run_afresh("run", config, cwd=tmp_path, env={"WORLD_SIZE": "2"})
-    assert done.returncode == 2 and "sail run is one process, which starts those of the update" in done.error
+@on_cpu
+def test_a_run_in_two_processes_leaves_their_log_and_is_found_by_one(testbed: Path, sail, tmp_path: Path) -> None:
+    changes = {"preset": "dpo", "num_rounds": 0, "labelers": {}, "evaluation": NO_EVALUATION}
+    config = small_config(testbed, **changes)
+    del config["prompts"]
+    path = write_config(tmp_path / "c.yaml", config)
+    done = sail.run("run", path, "launch.num_processes=2", "--out", tmp_path / "runs" / "c", cwd=tmp_path)
+    assert done.returncode == 0, done.err + done.out
+    assert "2 processes (MULTI_CPU, cpu)" in (tmp_path / "runs/c/logs/attempt-1/update-000.log").read_text()
+    again = sail.run("run", path, "--out", tmp_path / "runs" / "c", cwd=tmp_path)
+    assert again.announced[1] == {} and weights(tmp_path / "runs" / "c")
