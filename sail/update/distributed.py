@@ -11,7 +11,7 @@ is in the environment); two cases are told apart here:
 """
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -22,7 +22,6 @@ from torch import Tensor, distributed
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from sail.core.errors import UserError
-from sail.policy.rows import split_by_tokens
 
 _T = TypeVar("_T")
 
@@ -77,19 +76,19 @@ def prepared(
     return accelerator.prepare_model(model, evaluation_mode=True), accelerator.prepare_optimizer(optimizer)
 
 
-def dealt(accelerator: Accelerator, widths: Sequence[int], budget: int, members: int = 1) -> list[Share]:
-    """The microbatches of this process: rows dealt out in turn, longest first, then cut by the token budget.
+def dealt(accelerator: Accelerator, widths: Sequence[int], cut: Callable[[list[int]], list[list[int]]]) -> list[Share]:
+    """The microbatches of this process: rows dealt out in turn, the widest first, then cut.
 
-    A row of width w counts members * w tokens (sail/policy/rows.py). Everybody computes everybody's share, so nothing
-    is communicated.
+    cut(rows) gives microbatches as positions in the rows it is given. Everybody computes everybody's, so nothing is
+    communicated.
     """
     order = sorted(range(len(widths)), key=lambda index: (-widths[index], index))
-    hands = [order[rank :: accelerator.num_processes] for rank in range(accelerator.num_processes)]
-    counts = [split_by_tokens([widths[index] for index in hand], budget, members) for hand in hands]
-    hand, parts = hands[accelerator.process_index], counts[accelerator.process_index]
+    hands = [sorted(order[rank :: accelerator.num_processes]) for rank in range(accelerator.num_processes)]
+    cuts = [cut(hand) if hand else [] for hand in hands]
+    hand, mine = hands[accelerator.process_index], cuts[accelerator.process_index]
     scale = float(accelerator.num_processes) if sharded(accelerator) else 1.0
-    shares = [Share([hand[index] for index in part], scale) for part in parts]
-    missing = max(map(len, counts)) - len(shares) if sharded(accelerator) else 0
+    shares = [Share([hand[position] for position in part], scale) for part in mine]
+    missing = max(map(len, cuts)) - len(shares) if sharded(accelerator) else 0
     return shares + [Share(order[-1:], 0.0)] * missing
 
 

@@ -10,6 +10,7 @@ from sail.objectives import Responses
 from sail.objectives.responses import Tokens
 from sail.objectives.statistics import BatchStatistic, accepted
 from sail.policy.logprobs import token_logps
+from sail.policy.rows import split_by_tokens
 from sail.update.distributed import dealt, summed
 from sail.update.items import Item, Side
 from sail.update.objective import RouteObjective, responses_of
@@ -48,7 +49,10 @@ def _labels(items: Sequence[Item]) -> Responses:
 def _scored(accelerator: Accelerator, model: torch.nn.Module, sides: Sequence[Side], budget: int) -> Responses:
     """The sides under the policy as it is now, without a gradient; every process scores its share of them."""
     logps = torch.zeros(len(sides), dtype=torch.float64)
-    for part, scale in dealt(accelerator, [side.row.num_tokens for side in sides], budget):
+    widths = [side.row.num_tokens for side in sides]
+    for part, scale in dealt(
+        accelerator, widths, lambda hand: split_by_tokens([widths[index] for index in hand], budget)
+    ):
         with torch.no_grad(), accelerator.autocast():
             scored = token_logps(model, [sides[index].row for index in part])
         tokens = Tokens(scored.logps.double(), scored.row_index)

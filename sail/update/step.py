@@ -5,6 +5,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
+from functools import partial
 
 import torch
 from accelerate import Accelerator
@@ -14,6 +15,7 @@ from sail.core.run_settings import UpdateSettings
 from sail.objectives.baseline import RunningMean
 from sail.objectives.responses import Tokens
 from sail.policy.logprobs import token_logps
+from sail.policy.rows import split_by_tokens
 from sail.update.distributed import Share, dealt, gathered, sum_gradients
 from sail.update.items import Item
 from sail.update.learners import Learner
@@ -98,9 +100,9 @@ def train_step(
     for name, items in batch.items.items():
         statistic = statistics.get(name)
         facts = StepFacts(baselines.get(name, 0.0), None if statistic is None else statistic.value)
-        members = max((len(item.sides) for item in items), default=1)
-        budget = settings.max_tokens_per_microbatch
-        for share in dealt(accelerator, [item.width for item in items], budget, members):
+        widths, members = [item.width for item in items], max((len(item.sides) for item in items), default=1)
+        cut = partial(_cut, widths, settings.max_tokens_per_microbatch, members)
+        for share in dealt(accelerator, widths, cut):
             _accumulate(accelerator, learners, batch, name, share, objectives[name], facts, totals)
     totals = merged(gathered(accelerator, totals))
     for learner in learners.values():
@@ -117,6 +119,10 @@ def train_step(
     for statistic in statistics.values():
         metrics |= statistic.metrics
     return metrics, totals.values
+
+
+def _cut(widths: Sequence[int], budget: int, members: int, chosen: Sequence[int]) -> list[list[int]]:
+    return split_by_tokens([widths[index] for index in chosen], budget, members)
 
 
 def _accumulate(
