@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from sail.core.errors import UserError, WaitingForPeopleError
+from sail.core.errors import LaunchError, UserError, WaitingForPeopleError
 from sail.serving.errors import ServerError
 
 if TYPE_CHECKING:  # commands import what they need: `sail --help` waits for no torch
@@ -228,7 +228,7 @@ def main() -> None:
     except WaitingForPeopleError as error:
         console.print(f"[yellow]waiting[/] {escape(str(error))}", soft_wrap=True, highlight=False)
         sys.exit(3)
-    except ServerError as error:
+    except (ServerError, LaunchError) as error:
         _complain(f"{error}. Nothing committed is lost: the same command goes on from here")
         sys.exit(1)
     except OSError as error:

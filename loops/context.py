@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from loops.launching import launch_of
 from sail.core.artifacts import Artifact, Leaf, leaf
 from sail.core.labeler_settings import POLICY_URL, JudgeLabeler
 from sail.core.run_settings import (
@@ -73,6 +74,7 @@ class Context:
 
     def __post_init__(self) -> None:
         self.model = resolve_model(self.settings.model_name_or_path, self.settings.revision)
+        self.launch = launch_of(self.settings, self.log_folder)
         template = self.settings.chat_template
         self._engines = self.engines or Engines(self.log_folder)
         self.template = None if template is None else leaf(Path(template), "chat_template")

@@ -116,6 +116,7 @@ class PhaseLoop:
                 sae=context.sae(phase),
                 tokenizer=context.model if phase.components.prompt_tag is not None else None,
             ),
+            context.launch,
         )
 
     def _prompts(self, turn: int, target: float | str | None = None) -> Artifact:

@@ -99,8 +99,8 @@ def one_process(where: str) -> None:
     processes = os.environ.get("WORLD_SIZE", "1")
     if processes != "1":
         raise UserError(
-            f"WORLD_SIZE is {processes}: training in several processes is not built yet", where=where,
-            cure="Start it without torchrun and accelerate launch",
+            f"WORLD_SIZE is {processes}: {where} is one process, which starts those of the update", where=where,
+            cure="Start it without torchrun and accelerate launch, and set launch",
         )  # fmt: skip
 
 

@@ -21,3 +21,7 @@ class WaitingForPeopleError(Exception):
 
     The command line prints the message and exits with code 3.
     """
+
+
+class LaunchError(RuntimeError):
+    """Processes that were started for a stage ended without its result."""

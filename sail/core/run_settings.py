@@ -242,6 +242,23 @@ class VllmSettings(Settings):
     args: dict[str, Any] = meaning({}, "passed through: {tensor-parallel-size: 2}; they may change samples")
 
 
+class LaunchSettings(Settings):
+    """Several processes for the update (docs/launch.md); default: the driver's own."""
+
+    accelerate_config: str | None = execution(None, "ddp, fsdp2, or the path of an accelerate config; default: ddp")
+    num_processes: int | None = execution(None, "default: as many as gpus, or as the config file says", gt=0)
+    gpus: tuple[int, ...] = execution((), "CUDA devices of the update; default: all visible")
+    command: str | None = execution(None, "instead: 'srun ... accelerate launch ...', which is given the worker to run")
+
+    @model_validator(mode="after")
+    def _one_way_to_launch(self) -> "LaunchSettings":
+        if self.command is not None and (self.accelerate_config is not None or self.gpus):
+            raise ValueError("a command says itself which accelerate config and which gpus: give it, or those")
+        if self.gpus and (self.num_processes or len(self.gpus)) != len(self.gpus):
+            raise ValueError("each process has a gpu of its own: give as many gpus as num_processes")
+        return self
+
+
 class RoundSettings(Settings):
     init_from: Literal["previous", "base"] = meaning("previous", "where a round's update starts")
     reference: str = meaning("base", "'base' (the phase's start), 'previous', or the name of an earlier phase")
@@ -400,6 +417,7 @@ class RunSettings(Settings):
     data: dict[str, DataSettings] = meaning(doc="named sources")
     labelers: dict[str, LabelerSettings] = meaning({}, "named labelers")
     vllm: VllmSettings = meaning(VllmSettings())
+    launch: LaunchSettings = execution(LaunchSettings())
     phases: tuple[PhaseSettings, ...] = meaning(doc="each starts from the last checkpoint of the one before")
     cpu_threads: int | None = execution(None, "of the trainer; tiny models are fastest on one", gt=0)
     log_interval_s: float = execution(10.0, "a progress line every so often where there is no terminal", gt=0)

@@ -148,14 +148,19 @@ def is_adapter(checkpoint: Checkpoint) -> bool:
     return (model_folder(checkpoint) / _ADAPTER_CONFIG).exists()
 
 
-def save_policy(model: PolicyModel, tokenizer: PreTrainedTokenizerBase, artifact_folder: Path) -> None:
-    """Write the folder that from_pretrained, vLLM and the next round load."""
+def save_policy(
+    model: PolicyModel,
+    tokenizer: PreTrainedTokenizerBase,
+    artifact_folder: Path,
+    state: dict[str, torch.Tensor] | None = None,
+) -> None:
+    """Write the folder that from_pretrained, vLLM and the next round load; `state` replaces the model's own tensors."""
     for config in getattr(model, "peft_config", {}).values():
         if isinstance(config.target_modules, set):  # its order hangs on the hash seed, and would reach the file
             config.target_modules = sorted(config.target_modules)
     folder = artifact_folder / _MODEL_FOLDER
     with quiet_loading():
-        model.save_pretrained(str(folder))
+        model.save_pretrained(str(folder), state_dict=state)
     tokenizer.save_pretrained(folder)
 
 

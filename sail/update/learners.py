@@ -13,6 +13,7 @@ from sail.policy.compiling import compile_blocks
 from sail.policy.loading import add_adapter, is_adapter, load_policy, load_tokenizer, save_policy
 from sail.policy.tags import tag_for, tagged_template
 from sail.policy.value import VALUE_FOLDER, ValueModel, value_model_of
+from sail.update.distributed import whole_state
 from sail.update.inputs import UpdateInputs
 from sail.update.items import Item
 from sail.update.optimizer import learning_rate, make_optimizer
@@ -76,20 +77,37 @@ def save_checkpoint(
     trained: Trained,
     items: Mapping[str, Sequence[Item]],
     position: Position,
+    *,
+    writes: bool = True,
 ) -> None:
-    """The checkpoint: policy and tokenizer, the value network, and the optimizers where a later round carries them."""
+    """The checkpoint: policy and tokenizer, the value network, and the optimizers where a later round carries them.
+
+    All processes call it, one writes.
+    """
+    state = whole_state(trained["policy"][0], keep=writes)
+    if inputs.keep_optimizer:
+        carried = Position(schedule_step=position.schedule_step, baselines=position.baselines)
+        save_optimizers(workspace.path / _TRAINER, trained, carried, writes=writes)
+    if writes:
+        _write_models(workspace, inputs, trained, items, state)
+
+
+def _write_models(
+    workspace: Workspace,
+    inputs: UpdateInputs,
+    trained: Trained,
+    items: Mapping[str, Sequence[Item]],
+    state: dict[str, torch.Tensor] | None,
+) -> None:
     tokenizer = load_tokenizer(inputs.tokenizer or inputs.start, inputs.chat_template)
     if inputs.components.prompt_tag is not None:
         tag = tag_for(inputs.components.prompt_tag, inputs.components.prompt_tag.target, _targets(items))
         tokenizer.chat_template = tagged_template(str(tokenizer.chat_template), tag)
-    save_policy(trained["policy"][0], tokenizer, workspace.path)  # type: ignore[arg-type]
+    save_policy(trained["policy"][0], tokenizer, workspace.path, state)  # type: ignore[arg-type]
     if "value" in trained:
         value: ValueModel = trained["value"][0]  # type: ignore[assignment]
         (workspace.path / VALUE_FOLDER).mkdir(parents=True, exist_ok=True)
         value.save(workspace.path / VALUE_FOLDER)
-    if inputs.keep_optimizer:
-        carried = Position(schedule_step=position.schedule_step, baselines=position.baselines)
-        save_optimizers(workspace.path / _TRAINER, trained, carried)
 
 
 def _targets(items: Mapping[str, Sequence[Item]]) -> list[float]:

@@ -1,4 +1,7 @@
-"""The update stage: rows of all routes and a starting checkpoint in, the next checkpoint out."""
+"""The update stage: rows of all routes and a starting checkpoint in, the next checkpoint out.
+
+`train` is the same code in one process (the driver's) and in each of several (sail/update/launch.py starts them).
+"""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -8,7 +11,6 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState
 
 from sail.core.artifacts import Artifact
 from sail.core.errors import UserError
@@ -20,8 +22,10 @@ from sail.objectives.baseline import RunningMean
 from sail.policy.autoencoder import load_sae
 from sail.policy.devices import free_memory
 from sail.update.batches import batch_indices, exact_shares, steps_for_epochs
+from sail.update.distributed import make_accelerator, prepared, refuse_unsupported, sharded
 from sail.update.inputs import UpdateInputs, update_recipe
 from sail.update.items import Item, RouteInput, load_items
+from sail.update.launch import Launch, train_in_processes
 from sail.update.learners import Learner, learning_rates, make_learners, restore, save_checkpoint
 from sail.update.memory import naming_the_levers
 from sail.update.objective import RouteObjective
@@ -30,29 +34,41 @@ from sail.update.step import Batch, row_weights, train_step, updated_baselines
 from sail.update.trainer_state import Position, save_step
 
 
-def update(builder: Builder, inputs: UpdateInputs) -> Artifact:
+def update(builder: Builder, inputs: UpdateInputs, launch: Launch | None = None) -> Artifact:
     """Train one round; the artifact holds model/ (from_pretrained), metrics.jsonl, components/ where the method has
-    some and, under carry, trainer/."""
+    some and, under carry, trainer/. Without `launch` it trains in this process."""
 
     def run(workspace: Workspace) -> dict[str, Any]:
-        items = {route.name: load_items(route) for route in inputs.routes if route.settings.share != 0}
-        position = _train(workspace, inputs, items)
-        free_memory()
-        lines = "".join(json.dumps(metrics) + "\n" for metrics in position.metrics)
-        (workspace.path / "metrics.jsonl").write_text(lines)
-        last = position.metrics[-1] if position.metrics else {}
-        rows = {f"rows/{name}": len(route_items) for name, route_items in items.items()}
-        return {"steps": position.step, **rows, **{f"last/{name}": value for name, value in last.items()}}
+        return train(workspace, inputs) if launch is None else train_in_processes(workspace, inputs, launch)
 
     return builder.build(update_recipe(inputs), run)
 
 
-def _train(workspace: Workspace, inputs: UpdateInputs, items: Mapping[str, Sequence[Item]]) -> Position:
-    settings, routes = inputs.settings, [route for route in inputs.routes if route.name in items]
+def train(workspace: Workspace, inputs: UpdateInputs) -> dict[str, Any]:
+    """Fill the workspace; returns the figures for the manifest. Of several processes the first one writes."""
+    items = {route.name: load_items(route) for route in inputs.routes if route.settings.share != 0}
     _some_rows(items)
-    AcceleratorState._reset_state()  # one process trains many rounds, and phases may differ in precision
-    accelerator = Accelerator(mixed_precision="bf16" if settings.bf16 else "no")
-    learners = {name: _prepared(accelerator, learner) for name, learner in make_learners(inputs).items()}
+    accelerator = make_accelerator(inputs.settings.bf16)
+    learners = {name: _prepared(accelerator, learner) for name, learner in _learners(accelerator, inputs).items()}
+    position = _train(accelerator, learners, workspace, inputs, items)
+    free_memory()
+    if accelerator.is_main_process:
+        lines = "".join(json.dumps(metrics) + "\n" for metrics in position.metrics)
+        (workspace.path / "metrics.jsonl").write_text(lines)
+    last = position.metrics[-1] if position.metrics else {}
+    rows = {f"rows/{name}": len(route_items) for name, route_items in items.items()}
+    return {"steps": position.step, **rows, **{f"last/{name}": value for name, value in last.items()}}
+
+
+def _train(
+    accelerator: Accelerator,
+    learners: Mapping[str, Learner],
+    workspace: Workspace,
+    inputs: UpdateInputs,
+    items: Mapping[str, Sequence[Item]],
+) -> Position:
+    settings, routes = inputs.settings, [route for route in inputs.routes if route.name in items]
+    writes, rank = accelerator.is_main_process, accelerator.process_index
     trained = {name: (accelerator.unwrap_model(each.model), each.optimizer) for name, each in learners.items()}
     shares = exact_shares({route.name: route.settings.share for route in routes})
     sizes = {name: len(route_items) for name, route_items in items.items()}
@@ -65,21 +81,27 @@ def _train(workspace: Workspace, inputs: UpdateInputs, items: Mapping[str, Seque
         rates = learning_rates(position.schedule_step, settings.horizon or steps, inputs)
         for name, learner in learners.items():
             set_learning_rate(learner.optimizer, rates[name])
-        torch.manual_seed(derive_seed(inputs.seed, "dropout", inputs.round_index, step))
+        torch.manual_seed(derive_seed(inputs.seed, "dropout", inputs.round_index, step) + rank)
         baselines = _baseline_values(position.baselines, objectives, settings)
         with naming_the_levers(settings):
             metrics, values = train_step(accelerator, learners, batch, objectives, baselines, settings)
         position = _advanced(position, metrics | {"learning_rate": rates["policy"]}, baselines, values)
         workspace.say(f"step {step + 1} of {steps}, loss {metrics['loss']:.4f}")
         if (step + 1) % settings.save_steps == 0 and step + 1 < steps:
-            save_step(workspace.scratch, trained, position)
-    save_checkpoint(workspace, inputs, trained, items, position)
+            save_step(workspace.scratch, trained, position, writes=writes)
+    save_checkpoint(workspace, inputs, trained, items, position, writes=writes)
     return position
 
 
+def _learners(accelerator: Accelerator, inputs: UpdateInputs) -> dict[str, Learner]:
+    learners = make_learners(inputs)
+    version = accelerator.state.fsdp_plugin.fsdp_version if sharded(accelerator) else 0
+    refuse_unsupported(accelerator.distributed_type.value, version, learners)
+    return learners
+
+
 def _prepared(accelerator: Accelerator, learner: Learner) -> Learner:
-    model, optimizer = accelerator.prepare(learner.model, learner.optimizer)
-    return Learner(model, optimizer, learner.max_grad_norm)
+    return Learner(*prepared(accelerator, learner.model, learner.optimizer), learner.max_grad_norm)
 
 
 def _position(restored: Position | None, objectives: Mapping[str, RouteObjective]) -> Position:

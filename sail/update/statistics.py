@@ -9,6 +9,7 @@ from sail.core.run_settings import UpdateSettings
 from sail.objectives import Responses
 from sail.objectives.statistics import BatchStatistic, accepted
 from sail.policy.logprobs import microbatches, sequence_logps
+from sail.update.distributed import dealt, summed
 from sail.update.items import Item, Side
 from sail.update.objective import RouteObjective
 
@@ -44,10 +45,18 @@ def _labels(items: Sequence[Item]) -> Responses:
 
 
 def _scored(accelerator: Accelerator, model: torch.nn.Module, sides: Sequence[Side], budget: int) -> Responses:
-    """The sides under the policy as it is now, without a gradient."""
+    """The sides under the policy as it is now, without a gradient; every process scores its share of them."""
     logps = torch.zeros(len(sides), dtype=torch.float64)
-    for part in microbatches(model, [[side.row] for side in sides], budget):
+    rows = [[side.row] for side in sides]
+
+    def cut(hand: list[int]) -> list[list[int]]:
+        return microbatches(model, [rows[index] for index in hand], budget)
+
+    for part, scale in dealt(accelerator, [side.row.num_tokens for side in sides], cut):
         with torch.no_grad(), accelerator.autocast():
-            logps[part] = sequence_logps(model, [sides[index].row for index in part]).cpu()
+            scored = sequence_logps(model, [sides[index].row for index in part]).cpu()
+        if scale > 0:
+            logps[part] = scored
+    logps = summed(accelerator, logps)
     ref_logps = torch.tensor([side.ref_logp for side in sides], dtype=torch.float64)
     return Responses(logps, ref_logps, torch.ones_like(logps))

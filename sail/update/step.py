@@ -5,6 +5,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
+from functools import partial
 
 import torch
 from accelerate import Accelerator
@@ -14,6 +15,8 @@ from sail.core.run_settings import UpdateSettings
 from sail.objectives.baseline import RunningMean
 from sail.objectives.responses import Tokens
 from sail.policy.logprobs import microbatches
+from sail.policy.rows import Row
+from sail.update.distributed import Share, dealt, gathered, sum_gradients
 from sail.update.features import policy_outputs
 from sail.update.items import Item
 from sail.update.learners import Learner
@@ -45,6 +48,23 @@ class StepSums:
             self.responses += sum(len(item.sides) for item in items)
         for name, value in sums.items():
             self.sums[name] += value
+
+    def add_values(self, name: str, value_sum: float, count: int) -> None:
+        known_sum, known_count = self.values.get(name, (0.0, 0))
+        self.values[name] = (known_sum + value_sum, known_count + count)
+
+
+def merged(parts: Sequence[StepSums]) -> StepSums:
+    """The sums of all processes."""
+    if len(parts) == 1:
+        return parts[0]
+    total = StepSums(pairs=sum(part.pairs for part in parts), responses=sum(part.responses for part in parts))
+    for part in parts:
+        for name, value in part.sums.items():
+            total.sums[name] += value
+        for name, (value_sum, count) in part.values.items():
+            total.add_values(name, value_sum, count)
+    return total
 
 
 def row_weights(
@@ -82,9 +102,12 @@ def train_step(
         statistic = statistics.get(name)
         facts = StepFacts(baselines.get(name, 0.0), None if statistic is None else statistic.value)
         rows = [[side.row for side in item.sides] for item in items]
-        for chunk in microbatches(learners["policy"].model, rows, settings.max_tokens_per_microbatch):
-            part = [items[index] for index in chunk]
-            _accumulate(accelerator, learners, batch, name, part, objectives[name], facts, totals)
+        cut = partial(_cut, learners["policy"].model, rows, settings.max_tokens_per_microbatch)
+        for share in dealt(accelerator, [sum(row.num_tokens for row in group) for group in rows], cut):
+            _accumulate(accelerator, learners, batch, name, share, objectives[name], facts, totals)
+    totals = merged(gathered(accelerator, totals))
+    for learner in learners.values():
+        sum_gradients(accelerator, learner.model)
     grad_norms = {name: _clip(accelerator, learner) for name, learner in learners.items()}
     if not (math.isfinite(totals.sums["loss"]) and all(map(math.isfinite, grad_norms.values()))):
         raise UserError(
@@ -99,17 +122,22 @@ def train_step(
     return metrics, totals.values
 
 
+def _cut(model: torch.nn.Module, rows: Sequence[Sequence[Row]], budget: int, chosen: Sequence[int]) -> list[list[int]]:
+    return microbatches(model, [rows[index] for index in chosen], budget)
+
+
 def _accumulate(
     accelerator: Accelerator,
     learners: Mapping[str, Learner],
     batch: Batch,
     name: str,
-    items: Sequence[Item],
+    share: Share,
     objective: RouteObjective,
     facts: StepFacts,
     totals: StepSums,
 ) -> None:
     """One forward and one backward pass of a microbatch, through the policy and the value network of the route."""
+    items = [batch.items[name][index] for index in share.indices]
     with accelerator.autocast():
         scored, distances = policy_outputs(learners["policy"].model, items, objective.sae)
         if objective.loss.critic is not None:
@@ -123,13 +151,14 @@ def _accumulate(
     loss = batch.row_weights[name] * result.losses.sum()
     coefficients = torch.autograd.grad(loss, leaves)
     pulls = [(c.to(output) * output).sum() for c, output in zip(coefficients, outputs, strict=True)]
-    accelerator.backward(torch.stack(pulls).sum())
+    accelerator.backward(share.gradient_scale * torch.stack(pulls).sum())
     if result.critic_losses is not None:
-        accelerator.backward(result.critic_losses.sum() / len(batch.items[name]))
+        accelerator.backward(share.gradient_scale * result.critic_losses.sum() / len(batch.items[name]))
+    if share.gradient_scale == 0:
+        return
     totals.add({**result.sums, "loss": float(loss.detach())}, items, objective.loss.unit)
     if result.values is not None:
-        known_sum, known_count = totals.values.get(name, (0.0, 0))
-        totals.values[name] = (known_sum + float(result.values.sum()), known_count + len(items))
+        totals.add_values(name, float(result.values.sum()), len(items))
 
 
 def _clip(accelerator: Accelerator, learner: Learner) -> float:

@@ -1,0 +1,153 @@
+"""One update in several processes: who computes what, and how their parts become the step of one process.
+
+Every process knows the whole global batch and takes its share of the rows. Row weights are those of the global batch,
+so gradients are summed over the processes, never averaged. How the weights lie is accelerate's affair (its config file
+is in the environment); two cases are told apart here:
+
+    whole copies    every process has all weights; gradients are summed once a step, so processes may have more or
+                    fewer microbatches than others
+    sharded         FSDP2: weights are gathered round every forward and backward pass, so every process must run equally
+                    many (one with fewer repeats a row at weight zero), and FSDP's mean of gradients is scaled to a sum
+"""
+
+import os
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple, TypeVar
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
+from torch import Tensor, distributed
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from sail.core.errors import UserError
+
+_T = TypeVar("_T")
+
+
+class Share(NamedTuple):
+    """A microbatch of this process."""
+
+    indices: list[int]  # into the rows of the global batch
+    gradient_scale: float  # 0: repeated rows, which keep the processes in step and count nowhere
+
+
+def refuse_unsupported(kind: str, fsdp_version: int, trained: Iterable[str]) -> None:
+    """Refuse what does not work, with the reason. kind: accelerate's distributed_type."""
+    where, beside = "launch.accelerate_config", sorted(set(trained) - {"policy"})
+    if kind not in ("NO", "MULTI_GPU", "MULTI_CPU", "FSDP"):
+        raise UserError(
+            f"{kind} is not built: its engine steps inside the backward pass and keeps the optimizer's state in a "
+            "form that another number of processes could not resume",
+            where=where, cure="Use ddp, or fsdp2, which shards the same tensors",
+        )  # fmt: skip
+    if kind == "FSDP" and fsdp_version != 2:
+        raise UserError("FSDP 1 flattens weights, step checkpoints need them by name", where=where, cure="Use fsdp2")
+    if kind == "FSDP" and beside:
+        raise UserError(
+            f"fsdp2 shards one network, and this method trains a {beside[0]} network beside the policy",
+            where=where, cure="Use ddp",
+        )  # fmt: skip
+
+
+def make_accelerator(bf16: bool) -> Accelerator:
+    """accelerate, as its config file in the environment says."""
+    AcceleratorState._reset_state()  # one process trains many rounds, and phases may differ in precision
+    accelerator = Accelerator(mixed_precision="bf16" if bf16 else "no")
+    asked = os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true"
+    if asked and accelerator.distributed_type == DistributedType.MULTI_CPU:  # it drops FSDP on CPU without a word
+        accelerator.state.distributed_type = DistributedType.FSDP
+        accelerator.state.fsdp_plugin = FullyShardedDataParallelPlugin()
+    return accelerator
+
+
+def sharded(accelerator: Accelerator) -> bool:
+    """Told by the plugin: distributed_type of accelerate's state does not survive the preparation of an optimizer."""
+    return getattr(accelerator.state, "fsdp_plugin", None) is not None
+
+
+def prepared(
+    accelerator: Accelerator, model: torch.nn.Module, optimizer: torch.optim.Optimizer
+) -> tuple[torch.nn.Module, torch.optim.Optimizer]:
+    """On the device, sharded where the config says so; whole copies go without DDP, whose sum comes too early."""
+    if sharded(accelerator) or accelerator.num_processes == 1:
+        return accelerator.prepare(model, optimizer)  # type: ignore[no-any-return]
+    return accelerator.prepare_model(model, evaluation_mode=True), accelerator.prepare_optimizer(optimizer)
+
+
+def dealt(accelerator: Accelerator, widths: Sequence[int], cut: Callable[[list[int]], list[list[int]]]) -> list[Share]:
+    """The microbatches of this process: rows dealt out in turn, the widest first, then cut.
+
+    cut(rows) gives microbatches as positions in the rows it is given. Everybody computes everybody's, so nothing is
+    communicated.
+    """
+    order = sorted(range(len(widths)), key=lambda index: (-widths[index], index))
+    hands = [sorted(order[rank :: accelerator.num_processes]) for rank in range(accelerator.num_processes)]
+    cuts = [cut(hand) if hand else [] for hand in hands]
+    hand, mine = hands[accelerator.process_index], cuts[accelerator.process_index]
+    scale = float(accelerator.num_processes) if sharded(accelerator) else 1.0
+    shares = [Share([hand[position] for position in part], scale) for part in mine]
+    missing = max(map(len, cuts)) - len(shares) if sharded(accelerator) else 0
+    return shares + [Share(order[-1:], 0.0)] * missing
+
+
+def sum_gradients(accelerator: Accelerator, model: torch.nn.Module) -> None:
+    """The gradient of the global batch in every process; FSDP2 has summed its own."""
+    if accelerator.num_processes == 1 or sharded(accelerator):
+        return
+    weights = [weight for weight in model.parameters() if weight.requires_grad]
+    reached = torch.tensor([weight.grad is not None for weight in weights], dtype=torch.int32)
+    for weight, somewhere in zip(weights, summed(accelerator, reached).tolist(), strict=True):
+        if not somewhere:
+            continue  # without a gradient the optimizer leaves it alone, momentum and decay included
+        if weight.grad is None:
+            weight.grad = torch.zeros_like(weight)
+        distributed.all_reduce(weight.grad)
+
+
+def summed(accelerator: Accelerator, values: Tensor) -> Tensor:
+    """Elementwise over the processes."""
+    if accelerator.num_processes == 1:
+        return values
+    total = values.to(accelerator.device)
+    distributed.all_reduce(total)
+    return total.to(values.device)
+
+
+def gathered(accelerator: Accelerator, part: _T) -> list[_T]:
+    """What each process has, in their order."""
+    if accelerator.num_processes == 1:
+        return [part]
+    parts: list[Any] = [None] * accelerator.num_processes
+    distributed.all_gather_object(parts, part)
+    return parts
+
+
+# ---- tensors that are sharded, and the whole ones on disk ------------------------------------------------------------
+
+
+def whole(value: Tensor, *, keep: bool = True) -> Tensor:
+    """The full tensor on the CPU. All processes take part; one that does not write need not keep it."""
+    full = value.detach()
+    if isinstance(full, DTensor):
+        full = full.full_tensor()
+    return full.cpu().contiguous() if keep else full.new_empty(0)
+
+
+def laid_like(weight: Tensor, value: Tensor) -> Tensor:
+    """A full tensor as `weight` lies over the processes; what has another shape (a step count) stays as it is."""
+    if not isinstance(weight, DTensor) or value.shape != weight.shape:
+        return value
+    mesh, local = weight.device_mesh, value.to(weight.device)
+    return distribute_tensor(local, mesh, weight.placements, src_data_rank=None)  # all have read it: nothing is sent
+
+
+def whole_state(model: torch.nn.Module, *, keep: bool = True) -> dict[str, Tensor] | None:
+    """What save_pretrained is to write in place of the model's own tensors; None where those are whole."""
+    weights = dict(model.named_parameters(remove_duplicate=False))
+    if not any(isinstance(weight, DTensor) for weight in weights.values()):
+        return None
+    full = {id(weight): whole(weight, keep=keep) for weight in model.parameters()}  # tied weights stay one tensor
+    others = {name: value for name, value in model.state_dict().items() if name not in weights}
+    return {name: full[id(weight)] for name, weight in weights.items()} | others
