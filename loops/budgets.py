@@ -11,7 +11,8 @@ from loops.checks import POLICY, REFERENCE
 from loops.config import resolve
 from loops.documents import Document, merge
 from sail.core.errors import UserError
-from sail.core.run_settings import PhaseSettings, RewardModelLabeler, RouteSettings, RunSettings
+from sail.core.route_settings import RouteSettings
+from sail.core.run_settings import PhaseSettings, RewardModelLabeler, RunSettings
 from sail.core.settings import Settings, meaning
 from sail.update.batches import exact_shares
 

@@ -5,7 +5,8 @@ from collections.abc import Iterable
 from loops.label_checks import check_labelers, check_route_labels
 from sail.core.errors import UserError
 from sail.core.records import LabelMode
-from sail.core.run_settings import LossSettings, PhaseSettings, RouteSettings, RunSettings
+from sail.core.route_settings import LossSettings, RouteSettings
+from sail.core.run_settings import PhaseSettings, RunSettings
 from sail.core.settings import nearest
 from sail.labeling.ratings import Kind
 from sail.labeling.regulation import drops_pairs

@@ -3,7 +3,8 @@
 from sail.core.errors import UserError
 from sail.core.labeler_settings import POLICY_URL, EnsembleLabeler, JudgeLabeler, NoiseLabeler
 from sail.core.records import LabelMode
-from sail.core.run_settings import PhaseSettings, RouteSettings, RunSettings
+from sail.core.route_settings import RouteSettings
+from sail.core.run_settings import PhaseSettings, RunSettings
 from sail.core.settings import nearest
 from sail.labeling.labeler_row import compares_pairs
 from sail.labeling.regulation import changes_labels

@@ -7,7 +7,7 @@ from loops.context import Context
 from sail.core.artifacts import Artifact
 from sail.core.labeler_settings import EnsembleLabeler, NoiseLabeler
 from sail.core.records import content_hash
-from sail.core.run_settings import RouteSettings
+from sail.core.route_settings import RouteSettings
 from sail.core.seeds import derive_seed
 from sail.labeling.evidence import Evidence, ScoreEvidence, VerdictEvidence
 from sail.labeling.labeler_row import compares_pairs

@@ -7,7 +7,8 @@ from loops.checks import DATA_ORDER, POLICY, REFERENCE, label_mode, loss_params,
 from loops.context import Context
 from loops.labelling import Responses, auditors, compared_by, evidence_by, second_opinions
 from sail.core.artifacts import Artifact
-from sail.core.run_settings import LossSettings, PhaseSettings, RouteSettings
+from sail.core.route_settings import LossSettings, RouteSettings
+from sail.core.run_settings import PhaseSettings
 from sail.generation.meet import meet_responses
 from sail.generation.stage import generate
 from sail.labeling.audit import audit_labels

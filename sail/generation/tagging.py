@@ -6,7 +6,7 @@ from typing import Any
 
 from sail.core.artifacts import Artifact, Keyed, Leaf
 from sail.core.records import Prompt, ResponseRow
-from sail.core.run_settings import PromptTagSettings
+from sail.core.route_settings import PromptTagSettings
 from sail.core.store import Builder, Recipe, Workspace
 from sail.policy.chat import prompt_ids
 from sail.policy.loading import Checkpoint, load_tokenizer

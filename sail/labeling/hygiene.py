@@ -8,7 +8,7 @@ from typing import Any
 from sail.core.artifacts import Artifact
 from sail.core.errors import UserError
 from sail.core.records import LabelMode, LabelSource, Prompt, Sample, SampleGroup, content_key
-from sail.core.run_settings import HygieneSettings
+from sail.core.route_settings import HygieneSettings
 from sail.labeling.candidates import Candidate
 from sail.labeling.labels import Label, Opinion
 

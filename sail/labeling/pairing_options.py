@@ -5,7 +5,7 @@ from typing import Any
 
 from sail.core.labeler_settings import RegulationStep
 from sail.core.records import LabelMode
-from sail.core.run_settings import HygieneSettings
+from sail.core.route_settings import HygieneSettings
 from sail.labeling.evidence import Evidence
 from sail.labeling.hygiene import resolve_hygiene
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from sail.core.artifacts import Artifact, Keyed
 from sail.core.errors import UserError
 from sail.core.records import DatasetVerdict, Message, PreferencePair, Sample, SampleGroup, index_responses
-from sail.core.run_settings import HygieneSettings
+from sail.core.route_settings import HygieneSettings
 from sail.core.seeds import uniform
 from sail.core.store import Builder, Recipe, Workspace
 from sail.labeling import PAIRINGS

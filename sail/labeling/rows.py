@@ -19,7 +19,7 @@ from sail.core.records import (
     content_hash,
     index_responses,
 )
-from sail.core.run_settings import FilterSettings, HygieneSettings
+from sail.core.route_settings import FilterSettings, HygieneSettings
 from sail.core.store import Builder, Recipe, Workspace
 from sail.labeling.hygiene import (
     EMPTY,

@@ -10,7 +10,7 @@ from typing import Any
 
 from sail.core.artifacts import Keyed, Leaf
 from sail.core.records import Prompt, ResponseRow, Sample, SampleGroup
-from sail.core.run_settings import PromptTagSettings
+from sail.core.route_settings import PromptTagSettings
 from sail.core.seeds import uniform
 from sail.policy.chat import prompt_ids
 from sail.policy.loading import Checkpoint, load_tokenizer

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from sail.core.run_settings import PromptTagSettings
+from sail.core.route_settings import PromptTagSettings
 
 
 def tag_for(settings: PromptTagSettings, target: float | str, scores: Sequence[float]) -> str:

@@ -4,7 +4,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from sail.core.artifacts import Artifact, Keyed, Leaf
-from sail.core.run_settings import ComponentSettings, ImportanceSettings, LoraSettings, UpdateSettings
+from sail.core.route_settings import ComponentSettings
+from sail.core.run_settings import ImportanceSettings, LoraSettings, UpdateSettings
 from sail.core.store import Recipe
 from sail.policy.autoencoder import SaeSource
 from sail.policy.loading import Checkpoint

@@ -14,7 +14,7 @@ from sail.core.records import (
     SampleGroup,
     index_responses,
 )
-from sail.core.run_settings import LossSettings, RouteSettings
+from sail.core.route_settings import LossSettings, RouteSettings
 from sail.objectives import find_loss
 from sail.policy.features import read_features
 from sail.policy.rows import Row

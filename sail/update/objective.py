@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from sail.core.run_settings import ImportanceSettings, RouteSettings
+from sail.core.route_settings import RouteSettings
+from sail.core.run_settings import ImportanceSettings
 from sail.objectives import LossRow, Responses
 from sail.objectives.diagnostics import pair_diagnostics, response_diagnostics, term_scales
 from sail.objectives.importance import importance_weights, plain_weights

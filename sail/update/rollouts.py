@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sail.core.artifacts import Artifact
 from sail.core.records import ResponseRow, RolloutTokens, SampleGroup, index_responses
-from sail.core.run_settings import LossSettings
+from sail.core.route_settings import LossSettings
 from sail.core.store import Builder, Recipe, Workspace
 from sail.objectives import find_loss
 from sail.objectives.responses import Trajectory

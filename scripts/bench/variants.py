@@ -12,7 +12,8 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from accelerate import Accelerator
 
-from sail.core.run_settings import ImportanceSettings, RouteSettings, UpdateSettings
+from sail.core.route_settings import RouteSettings
+from sail.core.run_settings import ImportanceSettings, UpdateSettings
 from sail.objectives import LOSSES
 from sail.policy.logprobs import sequence_logps
 from sail.policy.rows import padded_rows

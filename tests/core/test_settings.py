@@ -3,8 +3,9 @@
 import pytest
 from pydantic import BaseModel
 
-from sail.core import run_settings
+from sail.core import labeler_settings, route_settings, run_settings
 from sail.core.errors import UserError
+from sail.core.route_settings import LossSettings, RouteSettings
 from sail.core.run_settings import GenerationSettings, RunSettings, VllmSettings
 from sail.core.settings import Role, Settings, meaning, parse_settings, role_of
 
@@ -15,8 +16,9 @@ def minimal(**changes: object) -> dict[str, object]:
 
 
 def test_every_field_of_every_section_is_marked() -> None:
-    sections = [s for s in vars(run_settings).values() if isinstance(s, type) and issubclass(s, Settings)]
-    assert len(sections) > 10
+    named = {**vars(run_settings), **vars(route_settings), **vars(labeler_settings)}.values()
+    sections = [section for section in named if isinstance(section, type) and issubclass(section, Settings)]
+    assert len(sections) > 30
     for section in sections:
         assert all(role_of(section, name) in (Role.MEANING, Role.EXECUTION) for name in section.model_fields)
 
@@ -58,11 +60,11 @@ def test_a_wrong_key_is_named_as_the_user_wrote_it(wrong: dict[str, object], pat
 def test_the_short_and_the_long_form_of_labels_are_the_same() -> None:
     short = {"responses": "policy", "labels": "rm", "label_mode": "soft", "label_temperature": 2.0}
     long = {"responses": "policy", "labels": {"by": "rm", "mode": "soft", "temperature": 2.0}}
-    assert run_settings.RouteSettings.model_validate(short) == run_settings.RouteSettings.model_validate(long)
+    assert RouteSettings.model_validate(short) == RouteSettings.model_validate(long)
 
 
 def test_loss_parameters_stand_flat_beside_the_type() -> None:
-    loss = run_settings.LossSettings.model_validate({"type": "dpo", "beta": 0.3})
+    loss = LossSettings.model_validate({"type": "dpo", "beta": 0.3})
     assert loss.params == {"beta": 0.3}
 
 
@@ -70,7 +72,7 @@ def test_a_recipe_holds_meaning_and_no_execution() -> None:
     recipe = GenerationSettings(temperature=0.7, shard_size=3).recipe()
     assert recipe["temperature"] == 0.7
     assert "shard_size" not in recipe
-    assert set(VllmSettings().recipe()) == {"dtype", "args"}
+    assert set(VllmSettings().recipe()) == {"dtype", "lora", "args"}
 
 
 def test_a_resolved_run_reads_back_as_itself() -> None:

@@ -7,7 +7,7 @@ import pytest
 from sail.core.errors import UserError
 from sail.core.metrics import METRICS
 from sail.core.records import SampleGroup
-from sail.core.run_settings import HygieneSettings
+from sail.core.route_settings import HygieneSettings
 from sail.core.store import Store
 from sail.labeling.pairing_options import PairingOptions
 from sail.labeling.pairs import pair_responses

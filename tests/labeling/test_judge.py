@@ -10,7 +10,7 @@ import pytest
 from sail.core.errors import UserError
 from sail.core.labeler_settings import JudgeLabeler
 from sail.core.records import ScoredGroup
-from sail.core.run_settings import HygieneSettings
+from sail.core.route_settings import HygieneSettings
 from sail.core.store import Store
 from sail.labeling.evidence import ScoreEvidence, VerdictEvidence
 from sail.labeling.labelers.judge import judge_scorer

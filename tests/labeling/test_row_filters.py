@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sail.core.run_settings import FilterSettings
+from sail.core.route_settings import FilterSettings
 from sail.labeling.rows import filtered
 
 from .doubles import make_sample

@@ -4,7 +4,7 @@ import pytest
 
 from sail.core.errors import UserError
 from sail.core.records import DatasetVerdict, ResponseRow, SampleGroup
-from sail.core.run_settings import HygieneSettings
+from sail.core.route_settings import HygieneSettings
 from sail.core.store import Store
 from sail.labeling.rows import RowOptions, response_rows
 

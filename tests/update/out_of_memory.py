@@ -10,7 +10,7 @@ from pathlib import Path
 
 from sail.core.errors import UserError
 from sail.core.records import Message, Prompt, Sample, SampleGroup
-from sail.core.run_settings import LossSettings
+from sail.core.route_settings import LossSettings
 from sail.core.store import Store
 from sail.update.stage import update
 from tests.update.stored import World, stored_groups

@@ -6,7 +6,8 @@ from typing import Any
 
 from sail.core.artifacts import Artifact, Leaf, leaf
 from sail.core.records import DatasetVerdict, Message, Prompt, Sample, SampleGroup
-from sail.core.run_settings import HygieneSettings, ImportanceSettings, LossSettings, RouteSettings, UpdateSettings
+from sail.core.route_settings import HygieneSettings, LossSettings, RouteSettings
+from sail.core.run_settings import ImportanceSettings, UpdateSettings
 from sail.core.store import Recipe, Store, Workspace
 from sail.labeling.evidence import Evidence
 from sail.labeling.labelers.dataset import DatasetEvidence

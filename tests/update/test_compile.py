@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from sail.core.run_settings import LossSettings
+from sail.core.route_settings import LossSettings
 from sail.core.store import Store
 from sail.update.stage import update
 from tests.update.stored import World

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from sail.core.artifacts import leaf
-from sail.core.run_settings import ComponentSettings, LossSettings, SaeSettings
+from sail.core.route_settings import ComponentSettings, LossSettings, SaeSettings
 from sail.core.store import Store
 from sail.objectives.features import feature_distances
 from sail.policy.autoencoder import SaeSource, load_sae

@@ -16,7 +16,8 @@ import torch
 from safetensors.torch import load_file
 
 from sail.core.artifacts import leaf
-from sail.core.run_settings import ComponentSettings, LoraSettings, LossSettings, RouteSettings, ValueSettings
+from sail.core.route_settings import ComponentSettings, LossSettings, RouteSettings, ValueSettings
+from sail.core.run_settings import LoraSettings
 from sail.core.store import Workspace
 from sail.labeling.ratings import DatasetRatings, RatingOptions
 from sail.labeling.rows import RowOptions, response_rows

@@ -9,7 +9,7 @@ import torch
 
 from sail.core.artifacts import Artifact
 from sail.core.records import ScoredGroup
-from sail.core.run_settings import ComponentSettings, LossSettings, RouteSettings, ValueSettings
+from sail.core.route_settings import ComponentSettings, LossSettings, RouteSettings, ValueSettings
 from sail.core.store import Recipe, Store, Workspace
 from sail.labeling.evidence import ScoreEvidence
 from sail.labeling.ratings import RatingOptions, ScoredRatings

@@ -6,7 +6,8 @@ import pytest
 import torch
 from accelerate import Accelerator
 
-from sail.core.run_settings import ImportanceSettings, LossSettings, RouteSettings, UpdateSettings
+from sail.core.route_settings import LossSettings, RouteSettings
+from sail.core.run_settings import ImportanceSettings, UpdateSettings
 from sail.objectives import LOSSES
 from sail.policy.loading import load_policy
 from sail.policy.rows import Row

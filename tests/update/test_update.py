@@ -10,7 +10,8 @@ from safetensors.torch import load_file
 
 from sail.core.artifacts import Artifact
 from sail.core.errors import UserError
-from sail.core.run_settings import ImportanceSettings, LoraSettings, LossSettings
+from sail.core.route_settings import LossSettings
+from sail.core.run_settings import ImportanceSettings, LoraSettings
 from sail.core.store import Store
 from sail.policy.loading import load_policy
 from sail.policy.scoring import read_logps, score_logps
