@@ -107,7 +107,7 @@ def check_losses(here: Surroundings) -> None:
     drawn = -20 * torch.rand(4, 64, generator=generator, dtype=torch.float64) - 0.5
     lengths = torch.randint(1, 40, (2, 64), generator=generator).double()
     worst = 0.0
-    rows = {name: row for name, row in LOSSES.items() if row.unit == "pair"}
+    rows = {name: row for name, row in LOSSES.items() if row.unit == "pair" and "features" not in row.needs}
     for row in rows.values():
         found = []
         for device in (torch.device("cpu"), here.device):
