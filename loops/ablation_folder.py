@@ -1,7 +1,7 @@
 """runs/<ablation>/: which runs it has, how far they are, and what they came to. The runs lie in it, one folder each."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,9 @@ from loops.iterate import START, RoundRecord
 from loops.run import notes_of
 from loops.run_folder import ABLATION, PLAN, RECORD, STAGES, RunFolder
 from sail.core import atomic
+from sail.core.artifacts import Artifact
 from sail.core.errors import UserError
+from sail.core.records import SampleGroup
 from sail.core.run_settings import RunSettings
 from sail.core.settings import parse_settings
 from sail.evaluation.comparison import ArmResults, Comparison
@@ -161,6 +163,19 @@ def _results(run: Path) -> tuple[list[dict[str, float]], dict[str, float]]:
     return [record.artifacts["evaluation"].result() for record in evaluated], _spent(records, settings)
 
 
+def _labelled(result: Mapping[str, Any]) -> int:
+    """Pairs, or single responses, that a labels artifact holds."""
+    return int(result.get("labels/pairs", result.get("rows", 0)))
+
+
+def _drawn_tokens(artifact: Artifact) -> int:
+    """Sampled tokens of a samples artifact, or of one where samples meet other responses."""
+    if "tokens" in artifact.result():
+        return int(artifact.result()["tokens"])
+    samples = [sample for group in artifact.read(SampleGroup, "groups") for sample in group.samples]
+    return sum(len(sample.token_ids) for sample in samples if not sample.origin.startswith("data:"))
+
+
 def _spent(records: Sequence[RoundRecord], settings: RunSettings) -> dict[str, float]:
     """Optimizer steps, sampled tokens, and labels by whom; an artifact that many rounds use counts once."""
     phases = {phase.name: phase for phase in settings.phases}
@@ -172,12 +187,12 @@ def _spent(records: Sequence[RoundRecord], settings: RunSettings) -> dict[str, f
             if kind == "checkpoint":
                 figures["steps"][artifact.id] = artifact.result()["steps"]
             elif kind == "samples":
-                figures["tokens"][artifact.id] = artifact.result()["tokens"]
+                figures["tokens"][artifact.id] = _drawn_tokens(artifact)
             elif kind == "pairs" and routes[route].labels.by in settings.data:
-                source, pairs = routes[route].labels.by, artifact.result()["labels/pairs"]
+                source, pairs = routes[route].labels.by, _labelled(artifact.result())
                 figures["dataset"][source] = max(pairs, figures["dataset"].get(source, 0))
             elif kind == "pairs" and is_bought(routes[route], settings):
-                figures["rounds"][artifact.id] = artifact.result()["labels/pairs"]
+                figures["rounds"][artifact.id] = _labelled(artifact.result())
     names = {"steps": "Optimizer steps", "tokens": "Sampled tokens", "dataset": "Dataset pairs",
              "rounds": "Labels in rounds"}  # fmt: skip
     return {names[name]: float(sum(found.values())) for name, found in figures.items()}

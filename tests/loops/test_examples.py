@@ -47,7 +47,8 @@ needs_uf = pytest.mark.skipif(not UF_FOLDER.exists(), reason=f"no UltraFeedback 
 
 PLACEHOLDERS = [
     "model_name_or_path=some/model", "data.prefs.path=prefs.jsonl", "data.demos.path=demos.jsonl",
-    "labelers.rm={kind: reward_model, path: some/reward}", "prompts.from=prefs",
+    "labelers.rm={kind: reward_model, path: some/reward}",
+    "labelers.judge={kind: judge, url: 'http://127.0.0.1:9', model: some-judge}", "prompts.from=prefs",
     "components.sae={path: sae.safetensors, layer: 1}",
 ]  # fmt: skip
 
