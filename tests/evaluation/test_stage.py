@@ -53,7 +53,7 @@ def test_a_trained_policy_gets_every_metric(store: Store, tmp_path: Path) -> Non
     artifact = evaluate(store, inputs, beta=BETA, seed=0)
     metrics = artifact.result()
     assert metrics == json.loads((artifact.path / "metrics.json").read_text())
-    expected = {name for name in METRICS if name.startswith(("eval/", "objective/", "completions/"))}
+    expected = {name for name in METRICS if name.startswith(("eval/", "objective/kl", "completions/"))}
     expected |= {f"rewards/{kind}_{where}" for kind in ("accuracies", "margins") for where in ("offline", "online")}
     expected -= {"eval/reward/<scorer>", "eval/reward_se/<scorer>", "eval/win_rate/<scorer>"}
     expected |= {f"eval/{kind}/{scorer}" for kind in ("reward", "reward_se", "win_rate") for scorer in ("gold", "rm")}

@@ -11,7 +11,8 @@ import torch
 
 pytest.importorskip("trl", reason="trl is not installed (extra: bench)")
 
-from sail.objectives.responses import log_ratio
+from sail.objectives import LOSSES
+from sail.objectives.statistics import kto_z0
 from tests.objectives.trl_side import (
     Outcome,
     cpo_outcome,
@@ -70,14 +71,13 @@ def test_slic_is_cpo_trainers_hinge_which_has_no_reference(tmp_path: Path) -> No
     assert_same(theirs, ours_beside(theirs, "slic", delta=1.0))
 
 
-def test_kto_trainers_loss_is_the_papers_on_our_log_probs(tmp_path: Path) -> None:
+def test_kto_is_trls_on_its_rows_and_its_mismatched_ones(tmp_path: Path) -> None:
     """w (1 - sigmoid(+-beta (s - z0))), z0 = max(0, mean log-ratio of mismatched responses): 2402.01306, eq. 8."""
     theirs = kto_outcome(tmp_path, beta=0.3, desirable_weight=1.0, undesirable_weight=1.5)
     responses, policy = our_responses(theirs.rows)
-    z0 = log_ratio(our_responses(theirs.mismatched)[0]).detach().mean().clamp_min(0.0)
-    up = torch.tensor(theirs.up)
-    gap = torch.where(up, 0.3, -0.3) * (log_ratio(responses) - z0)
-    loss = (torch.where(up, 1.0, 1.5) * torch.sigmoid(-gap)).mean()
+    z0 = kto_z0(our_responses(theirs.mismatched)[0]).value
+    rated = responses._replace(targets=torch.tensor(theirs.up, dtype=torch.float64))
+    loss = LOSSES["kto"].loss(rated, z0, beta=0.3, desirable_weight=1.0, undesirable_weight=1.5).mean()
     loss.backward()
     assert float(z0) > 0 and {tuple(row) for row in theirs.rows}.isdisjoint(tuple(row) for row in theirs.mismatched)
     assert float(loss.detach()) == pytest.approx(theirs.loss, rel=1e-6)
