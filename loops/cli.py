@@ -244,3 +244,7 @@ def main() -> None:
 
 def _complain(message: str) -> None:
     Console(stderr=True).print(f"[red]error[/] {escape(message)}", soft_wrap=True, highlight=False)
+
+
+if __name__ == "__main__":
+    main()
