@@ -63,6 +63,11 @@ def _single_responses_have_what_they_need(facts: RouteFacts) -> Iterator[Finding
         )
     if facts.mode != "hard" and facts.labels_by != "policy":
         yield refused(f"{facts.loss} takes no {facts.mode} labels: {row.hard_only}", "Leave label_mode out")
+    if facts.labels_by == "policy":
+        yield refused(
+            f"the policy labels pairs, by the link of their loss, and {facts.loss} has single responses",
+            "Label by a reward model or a callable, or use dpo",
+        )
     if facts.labels_by == "order":
         yield refused(f"labels: order says which of two is better, and {facts.loss} has one", "Use labels: none")
     if row.critic is not None and not facts.has_value:

@@ -117,6 +117,7 @@ def test_a_sound_route_of_single_responses_has_no_findings(route):
         (replace(SFT, has_prompt_tag=True), "this route has no scores"),
         (replace(SFT, loss="kl_policy_ref", responses_from_policy=True, num_generations=1), "num_generations is 1"),
         (replace(SFT, labels_by="order"), "which of two is better"),
+        (replace(SCORED, labels_by="policy"), "the policy labels pairs"),
         (replace(OFFLINE, labels_by="order"), "list of sources"),
         (replace(OFFLINE, labels_by="order", sources=2, mode="soft"), "names winners, no probabilities"),
         (replace(OFFLINE, labels_as="thumbs"), "compares pairs and cannot use labels as thumbs"),
