@@ -66,13 +66,14 @@ def _walk_through(engine: VllmEngine, old: Checkpoint, new: Checkpoint, steps: _
     requests = _requests(old)
     settings = GenerationSettings(max_completion_length=_MAX_TOKENS)
     draw = lambda: engine.sample(requests, settings)  # noqa: E731
+    others = set(descendants(os.getpid()))
     steps.take("start", lambda: engine.use(old), steps.verified)
     first = steps.take("sample", draw, lambda drawn: f"{_num_tokens(drawn)} tokens of {len(drawn)} prompts")
     steps.take("repeat", draw, lambda again: _equal(first, again))
     steps.take("sync", lambda: engine.use(new), steps.verified)
     steps.take("sample", draw, lambda drawn: f"{_num_tokens(drawn)} tokens of {len(drawn)} prompts")
-    family = descendants(os.getpid())
-    steps.take("stop", engine.close, lambda _: f"{len(set(family) & set(descendants(os.getpid())))} processes left")
+    family = set(descendants(os.getpid())) - others
+    steps.take("stop", engine.close, lambda _: f"{len(family & set(descendants(os.getpid())))} processes left")
 
 
 def _requests(model: Checkpoint) -> list[SampleRequest]:
