@@ -10,11 +10,23 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from hypothesis import settings
 
 if TYPE_CHECKING:
     from sail.serving.policy_server import PolicyServer
     from tests.loops.running import Zygote
     from tests.serving_fixtures import TinyPolicy
+
+settings.register_profile("unhurried", deadline=None)  # a busy machine is no failure
+settings.load_profile("unhurried")
+
+
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Where tests run in several processes: one has all of the vLLM server, a file's others stay together."""
+    for item in items:
+        served = item.get_closest_marker("vllm")
+        item.add_marker(pytest.mark.xdist_group("vllm" if served else str(item.path)))
 
 
 @pytest.fixture(scope="session")

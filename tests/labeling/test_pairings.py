@@ -173,7 +173,7 @@ def make_groups(count: int, num_samples: int) -> list[SampleGroup]:
     return [make_group(f"{number} film", *ADJECTIVES[:num_samples]) for number in range(count)]
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     count=st.integers(2, 6),
     num_samples=st.integers(2, 4),

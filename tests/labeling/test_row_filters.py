@@ -1,7 +1,7 @@
 """Filters of single responses: the best k, a quantile, a threshold; equal targets stay or go together."""
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from sail.core.route_settings import FilterSettings
@@ -46,7 +46,6 @@ RULES = st.one_of(
 )
 
 
-@settings(deadline=None)
 @given(st.lists(st.sampled_from([-1.0, 0.0, 0.1, 0.3, 2.0]), min_size=1, max_size=9), RULES)
 def test_no_filter_keeps_a_response_and_drops_an_equal_or_better_one(
     values: list[float], rule: dict[str, float]

@@ -57,7 +57,7 @@ def test_the_mask_is_the_definition_for_every_row_of_up_to_two_small_trees() -> 
         assert torch.equal(mask_of(TreeLayout(trees, CPU)), written_out(trees)), trees
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(trees_strategy)
 def test_blocks_seen_in_part_and_in_full_are_those_of_the_whole_mask(trees: list[Tree]) -> None:
     layout = TreeLayout(trees, CPU)
