@@ -64,8 +64,11 @@ class TinyAdapter(TinyPolicy):
         return ServedPolicy(self.base.path, self.base.version, self.version, ends, self.score, self.path)
 
 
-def make_tiny_policy(path: Path, *, seed: int, tied: bool) -> TinyPolicy:
-    """A seeded two-layer Qwen2 (head_dim 32, float32) with a word-level tokenizer, saved to `path`."""
+def make_tiny_policy(path: Path, *, seed: int, tied: bool, spread: float = 0.3) -> TinyPolicy:
+    """A seeded two-layer Qwen2 (head_dim 32, float32) with a word-level tokenizer, saved to `path`.
+
+    spread: of its weights; at 0.3 logits spread by a few nats, as a trained model's do.
+    """
     config = Qwen2Config(
         vocab_size=VOCAB_SIZE,
         hidden_size=64,
@@ -75,7 +78,7 @@ def make_tiny_policy(path: Path, *, seed: int, tied: bool) -> TinyPolicy:
         num_key_value_heads=2,
         max_position_embeddings=CONTEXT,
         tie_word_embeddings=tied,
-        initializer_range=0.3,  # logits spread by a few nats, as a trained model's do
+        initializer_range=spread,
         bos_token_id=None,
         eos_token_id=EOS_ID,
         pad_token_id=0,

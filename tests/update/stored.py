@@ -22,8 +22,8 @@ TEMPLATE = "{% for m in messages %}{{ m.content }}{% endfor %}"
 KEEP = HygieneSettings(truncated="keep", empty="keep", identical="keep", ties="keep")
 
 
-def tiny_leaf(folder: Path, seed: int = 1) -> Leaf:
-    policy = make_tiny_policy(folder, seed=seed, tied=False)
+def tiny_leaf(folder: Path, seed: int = 1, *, tied: bool = False, spread: float = 0.3) -> Leaf:
+    policy = make_tiny_policy(folder, seed=seed, tied=tied, spread=spread)
     (policy.path / "chat_template.jinja").write_text(TEMPLATE)
     return leaf(policy.path)
 
@@ -61,11 +61,12 @@ def stored_groups(store: Store, made: list[SampleGroup], stage: str) -> Artifact
 @dataclass
 class World:
     root: Path
+    spread: float = 0.3  # of the policy's weights
     store: Store = field(init=False)
 
     def __post_init__(self) -> None:
         self.store = Store(self.root / "store")
-        self.policy = tiny_leaf(self.root / "policy")
+        self.policy = tiny_leaf(self.root / "policy", spread=self.spread)
         self.data = stored_groups(self.store, groups(12, "data:prefs"), "data")
         self.samples = stored_groups(self.store, groups(10, "policy"), "samples")
 
