@@ -12,6 +12,7 @@ from loops.context import Context
 from loops.label_checks import asked_labelers
 from loops.plan import PlanBuilder, lineage
 from sail.core.labeler_settings import JudgeLabeler
+from sail.core.route_settings import SAMPLED
 from sail.core.run_settings import PhaseSettings, RunSettings
 
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
@@ -77,7 +78,8 @@ def _sampled_tokens(phase: PhaseSettings) -> int:
     """Upper bound of tokens drawn; rounds over all prompts are counted once per held-out set only."""
     length = phase.generation.max_completion_length
     per_round = phase.prompts.per_round if phase.prompts and phase.prompts.per_round else 0
-    drawn = sum(route.num_generations * per_round for route in phase.routes.values() if route.samples)
+    routes = phase.routes.values()
+    drawn = per_round * sum(r.generations(source) for r in routes for source in r.sources if source in SAMPLED)
     held_out = phase.evaluation.num_prompts * phase.evaluation.num_generations
     return length * (phase.num_rounds * drawn + (max(1, phase.num_rounds) + 1) * held_out)
 
