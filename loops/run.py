@@ -27,10 +27,13 @@ from sail.generation import ENGINES
 from sail.labeling.audit import AUDIT_FILE
 
 
-def make_plan(settings: RunSettings, folder: RunFolder) -> PlanBuilder:
-    """Every stage of the run with its key, and whether it is there already. Nothing is computed or written."""
+def make_plan(settings: RunSettings, folder: RunFolder, *, download: bool = True) -> PlanBuilder:
+    """Every stage of the run with its key, and whether it is there already. Nothing is computed or written.
+
+    download: Hub models too, as a run needs them; else their configs alone.
+    """
     builder = PlanBuilder(Store(folder.store_root))
-    context = Context(settings, builder, folder.path / "logs")
+    context = Context(settings, builder, folder.path / "logs", download=download)
     check_model(settings, context.model)
     for _ in run_phases(context):
         pass
