@@ -33,35 +33,41 @@ def logps_and_features(
 
     Averaged over the positions that predict the response's tokens; differentiable in the model.
     """
+    width = bare_model(model).config.get_text_config().hidden_size
+    if len(sae.weight) != width:
+        problem = f"an autoencoder of states of size {len(sae.weight)}, and the model's have {width}"
+        raise UserError(problem, where="components.sae.path", cure="Use one that was trained on this model")
+    scored, states = response_states(model, rows, sae.layer)
+    # each response's [T, F] activations are made again in the backward pass: all of them would be the largest tensor
+    return scored, torch.stack([recomputed(_mean_features, sae, each, use_reentrant=False) for each in states])
+
+
+def response_states(
+    model: torch.nn.Module, rows: Sequence[Row], layer: int
+) -> tuple[ResponseTokens, tuple[Tensor, ...]]:
+    """Token log-probs, and of every row the layer's output where it predicts the row's T tokens, [T, H]."""
     bare = bare_model(model)
     head = fused_head_of(bare)
     if head is None:
         problem = f"features of a {bare.config.model_type} cannot be had together with its log-probs"
         raise UserError(problem, where="components.sae", cure="Use a decoder model whose head is known, such as gemma2")
     batch = batch_of(model, rows)
-    with _output_of(_layer(bare, sae)) as outputs:
+    with _output_of(_layer(bare, layer)) as outputs:
         scored = fused_head_logps(model, head, batch)
-    lengths = [len(row.response_ids) for row in rows]
-    states = batch.at_scored(outputs[0]).split(lengths)
-    # each response's [T, F] activations are made again in the backward pass: all of them would be the largest tensor
-    return scored, torch.stack([recomputed(_mean_features, sae, each, use_reentrant=False) for each in states])
+    return scored, batch.at_scored(outputs[0]).split([len(row.response_ids) for row in rows])
 
 
 def _mean_features(sae: SparseAutoencoder, hidden: Tensor) -> Tensor:
     return sae.encode(hidden).sum(0) / max(1, len(hidden))
 
 
-def _layer(bare: Any, sae: SparseAutoencoder) -> torch.nn.Module:
-    """The decoder layer that the autoencoder was trained on, if the model has it."""
+def _layer(bare: Any, layer: int) -> torch.nn.Module:
+    """The decoder layer of that number, from 0, if the model has it."""
     layers = getattr(bare.base_model, "layers", ())
-    width = bare.config.get_text_config().hidden_size
-    if not 0 <= sae.layer < len(layers):
-        problem = f"layer {sae.layer} of a model with {len(layers)} decoder layers"
+    if not 0 <= layer < len(layers):
+        problem = f"layer {layer} of a model with {len(layers)} decoder layers"
         raise UserError(problem, where="components.sae.layer", cure="Count from 0")
-    if len(sae.weight) != width:
-        problem = f"an autoencoder of states of size {len(sae.weight)}, and the model's have {width}"
-        raise UserError(problem, where="components.sae.path", cure="Use one that was trained on this model")
-    found: torch.nn.Module = layers[sae.layer]
+    found: torch.nn.Module = layers[layer]
     return found
 
 

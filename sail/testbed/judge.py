@@ -1,6 +1,7 @@
 """The testbed's judge: an OpenAI-compatible chat endpoint whose taste is a gold reward.
 
     python -m sail.testbed.judge [--reward hump|linear] [--temperature 1] [--first-bias 0] [--port 8100]
+    python -m sail.testbed.judge --port 0 -- sail run config.yaml 'labelers.judge.url={url}'     # for one command alone
 
 It reads the shipped questions of the judge labeler (between <conversation>, <response_a>, ... tags) and prefers the
 response shown as A with probability p = sigmoid((r_A - r_B + bias) / temperature); at temperature 0 the higher reward
@@ -12,8 +13,10 @@ import argparse
 import json
 import math
 import re
+import subprocess
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -126,20 +129,29 @@ def _log(p: float) -> float:
 
 
 def main() -> int:
-    """Serve until Ctrl-C."""
+    """Serve until Ctrl-C, or until a command that was given ends: then with its exit status."""
     parser = argparse.ArgumentParser(prog="python -m sail.testbed.judge", description="A judge by the gold reward.")
     parser.add_argument("--reward", default="hump", choices=sorted(REWARDS))
     parser.add_argument("--temperature", type=float, default=1.0, help="in units of the reward; 0: sure")
     parser.add_argument("--first-bias", type=float, default=0.0, help="reward for being shown first")
     parser.add_argument("--port", type=int, default=8100, help="0: a free one")
+    parser.add_argument("command", nargs="*", help="behind --: run beside the judge; {url} stands for its address")
     asked = parser.parse_args()
     with JudgeServer(GoldJudge(asked.reward, asked.temperature, asked.first_bias), asked.port) as server:
         print(f"serving {MODEL} at {server.url}", flush=True)
+        if asked.command:
+            return _beside(server, asked.command)
         try:
             server.serve_forever()
         except KeyboardInterrupt:
             return 0
     return 0
+
+
+def _beside(server: JudgeServer, command: Sequence[str]) -> int:
+    """The judge is a thread of this process, so that it ends with it whatever happens."""
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    return subprocess.run([part.replace("{url}", server.url) for part in command], check=False).returncode
 
 
 if __name__ == "__main__":

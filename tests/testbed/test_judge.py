@@ -69,3 +69,13 @@ def test_the_module_serves_until_it_is_stopped() -> None:
             assert json.loads(reply.json()["choices"][0]["message"]["content"])["verdict"] == "A"
         finally:
             process.terminate()
+
+
+def test_a_command_beside_the_judge_gets_its_address_and_takes_it_along_when_it_ends() -> None:
+    ask = "import httpx, sys; print(httpx.get('{url}/models', trust_env=False).json()['data'][0]['id']); sys.exit(3)"
+    command = [sys.executable, "-m", "sail.testbed.judge", "--port", "0", "--", sys.executable, "-c", ask]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    serving, said = done.stdout.splitlines()
+    assert (done.returncode, said) == (3, "testbed-judge"), done.stderr
+    with pytest.raises(httpx.ConnectError):
+        httpx.get(f"{serving.split()[-1]}/models", trust_env=False)
