@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import random
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -74,9 +75,10 @@ class Bench:
         self.vllm.close()
 
     def compare(self, load: Load, num_rounds: int, say: Callable[[str], None]) -> dict[str, list[Took]]:
-        """Every way once a round, the order reversed every other round, after a round that does not count."""
+        """Raw and stage once a round, the order reversed every other round, after a round that does not count; then
+        the other engine, whose samples are others."""
         took: dict[str, list[Took]] = {"raw": [], "stage": [], "transformers": []}
-        ways = {"raw": self._raw, "stage": self._stage, "transformers": self._in_process}
+        ways = {"raw": self._raw, "stage": self._stage}
         for index in range(num_rounds + 1):
             drawn: dict[str, Ids] = {}
             for name in list(ways)[:: 1 if index % 2 == 0 else -1]:
@@ -86,7 +88,8 @@ class Bench:
             if drawn["raw"] != drawn["stage"]:
                 raise RuntimeError("the stage and the raw client drew other samples: they sent other requests")
             if index:
-                say(f"{index} of {num_rounds}: " + ", ".join(f"{name} {t[-1].wall:.2f} s" for name, t in took.items()))
+                say(f"{index} of {num_rounds}: raw {took['raw'][-1].wall:.2f} s, stage {took['stage'][-1].wall:.2f} s")
+        took["transformers"] = [self._in_process(load, index)[1] for index in range(3)][1:]
         return took
 
     def syncs(self, num_syncs: int) -> dict[str, list[float]]:
@@ -197,10 +200,11 @@ def _timed(action: Callable[[], None]) -> float:
 
 
 def _made_up(load: Load) -> list[Prompt]:
+    draw = random.Random(SEED)
     return [
-        Prompt(f"p-{index:04d}", (), tuple(2 + (index * 131 + place * 7919) % (VOCAB - 2) for place in range(load.prompt_tokens)))
+        Prompt(f"p-{index:04d}", (), tuple(draw.randrange(2, VOCAB) for _ in range(load.prompt_tokens)))
         for index in range(load.num_prompts)
-    ]  # fmt: skip
+    ]
 
 
 def _prompts(store: Store, load: Load) -> Artifact:

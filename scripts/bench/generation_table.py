@@ -31,7 +31,7 @@ def load_table(load: Load, took: Mapping[str, Sequence[Took]]) -> str:
     ]
     for name, rounds in took.items():
         middle = Took(*(statistics.median(values) for values in zip(*rounds, strict=True)))
-        relative = ["-", "-"] if name == "raw" else [written(pace(took, name)), written(cpu(took, name))]
+        relative = [written(pace(took)), written(cpu(took))] if name == "stage" else ["-", "-"]
         cells = [
             name, f"{middle.wall:.2f}", f"{statistics.median(one.pace for one in rounds):,.0f}", relative[0],
             f"{middle.client_cpu:.2f}", f"{middle.server_cpu:.2f}", relative[1],
@@ -40,21 +40,22 @@ def load_table(load: Load, took: Mapping[str, Sequence[Took]]) -> str:
     return "".join(lines)
 
 
-def pace(took: Mapping[str, Sequence[Took]], name: str) -> Interval:
-    """Tokens a second beside the raw client's in the same round."""
-    return median_interval([one.pace / raw.pace for one, raw in zip(took[name], took["raw"], strict=True)])
+def pace(took: Mapping[str, Sequence[Took]]) -> Interval:
+    """The stage's tokens a second beside the raw client's in the same round."""
+    return median_interval([one.pace / raw.pace for one, raw in zip(took["stage"], took["raw"], strict=True)])
 
 
-def cpu(took: Mapping[str, Sequence[Took]], name: str) -> Interval:
+def cpu(took: Mapping[str, Sequence[Took]]) -> Interval:
     """CPU seconds of both sides a token, beside the raw client's: what other work on the machine disturbs least."""
-    return median_interval([_cpu_a_token(one) / _cpu_a_token(raw) for one, raw in zip(took[name], took["raw"], strict=True)])  # fmt: skip
+    pairs = zip(took["stage"], took["raw"], strict=True)
+    return median_interval([_cpu_a_token(stage) / _cpu_a_token(raw) for stage, raw in pairs])
 
 
 def bars(measured: Mapping[Load, Mapping[str, Sequence[Took]]], syncs: Mapping[str, Sequence[float]]) -> list[Bar]:
     """What docs/serving.md promises, against what was measured."""
     found = []
     for load, took in measured.items():
-        share = pace(took, "stage")
+        share = pace(took)
         about = f"throughput of the stage beside raw requests, prompts of {load.prompt_tokens}"
         found.append(Bar(about, f">= {STAGE_BAR:g}", share, share.median >= STAGE_BAR))
     for way, seconds in syncs.items():
