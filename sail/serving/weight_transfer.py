@@ -62,7 +62,8 @@ class ControlPlane:
     def start_weight_update(self) -> None:
         self._client.collective_rpc("start_weight_update")
 
-    def update_weights(self, update_info: Mapping[str, Any]) -> None:
+    def update_weights(self, update_info: dict[str, Any] | list[dict[str, Any]]) -> None:
+        assert isinstance(update_info, dict), "ipc and nccl tell all workers the same"
         self._client.collective_rpc("update_weights", update_info=as_json(update_info))
 
     def finish_weight_update(self, weight_version: str | None = None) -> None:

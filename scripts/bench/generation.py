@@ -92,17 +92,23 @@ class Bench:
         took["transformers"] = [self._in_process(load, index)[1] for index in range(3)][1:]
         return took
 
-    def syncs(self, num_syncs: int) -> dict[str, list[float]]:
-        """Seconds from a checkpoint on disk to a verified server, by way."""
+    def syncs(self, num_syncs: int) -> dict[str, list[Took]]:
+        """From a checkpoint on disk to a verified server, by way, after a turn that does not count."""
         whole = leaf(_moved(self.policy.path, self.folder / "moved"))
         adapters = [leaf(_adapter(self.policy.path, self.folder / f"lora-{seed}", self.rank, seed)) for seed in (1, 2)]
         self.vllm.use(self.policy)
-        seconds: dict[str, list[float]] = {"load adapter": [], "reload from disk": []}
-        for index in range(num_syncs):
-            seconds["load adapter"].append(_timed(lambda at=index: self.vllm.use(adapters[at % 2])))
-        for index in range(num_syncs):
-            seconds["reload from disk"].append(_timed(lambda at=index: self.vllm.use((whole, self.policy)[at % 2])))
-        return seconds
+        return {
+            "load adapter": self._in_turns(adapters, num_syncs),
+            "reload from disk": self._in_turns([whole, self.policy], num_syncs),
+        }
+
+    def _in_turns(self, policies: Sequence[Leaf], num_syncs: int) -> list[Took]:
+        took = []
+        for index in range(num_syncs + 1):
+            with _Costs(self._family()) as costs:
+                self.vllm.use(policies[index % len(policies)])
+            took.append(costs.of([]))
+        return took[1:]
 
     def _stage(self, load: Load, index: int) -> tuple[Ids, Took]:
         return self._generated(self.vllm, load, index)
@@ -191,12 +197,6 @@ def _cpu_seconds(pids: Sequence[int]) -> float:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
         ticks += int(fields[11]) + int(fields[12])
     return ticks / os.sysconf("SC_CLK_TCK")
-
-
-def _timed(action: Callable[[], None]) -> float:
-    started = time.perf_counter()
-    action()
-    return time.perf_counter() - started
 
 
 def _made_up(load: Load) -> list[Prompt]:
