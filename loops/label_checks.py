@@ -94,6 +94,11 @@ def _check_policy_judge(name: str, phase: PhaseSettings, settings: RunSettings) 
             f"url: policy needs a server, and {phase.generation.engine} has none", where=f"labelers.{name}.url",
             cure="Set generation.engine: vllm, or give an address",
         )  # fmt: skip
+    if is_policy and settings.vllm.mode == "colocate":
+        raise UserError(
+            "url: policy asks a server over HTTP, and mode colocate has none", where=f"labelers.{name}.url",
+            cure="Set vllm.mode: server, or give an address",
+        )  # fmt: skip
 
 
 def _pairs(name: str, settings: RunSettings) -> bool:

@@ -34,7 +34,7 @@ def serve_forever(settings: RunSettings, console: Console) -> None:
     with VllmServer.start(
         model_folder(model),
         version=model.key,
-        settings=settings.vllm,
+        settings=settings.vllm.replace(mode="server", weight_transfer=None),
         log_path=log_path,
         max_model_len=length,
         lora_rank=settings.lora.r if settings.lora and settings.vllm.lora == "load" else None,

@@ -105,7 +105,9 @@ class GenerationSettings(Settings):
 class VllmSettings(Settings):
     """The server; every key of `args` is one of vLLM's own options."""
 
-    mode: Literal["server", "external"] = execution("server")
+    mode: Literal["server", "colocate", "external"] = execution(
+        "server", "processes of our own; one process with the engine in it, on the trainer's GPU; servers elsewhere"
+    )
     server_urls: tuple[str, ...] = execution((), "mode external: where the servers listen, `sail serve` on each node")
     dtype: str = meaning("auto", "float32 on CPU, bfloat16 on GPU")
     host: str = execution("127.0.0.1", "where a server listens; it has no login, keep others than us out")
@@ -123,8 +125,21 @@ class VllmSettings(Settings):
         None, "our server while the policy trains; default: sleep where both share a GPU, else keep"
     )
     lora: Literal["load", "merge"] = meaning("load", "adapters: loaded into the server, or merged into a copy first")
+    weight_transfer: Literal["ipc", "nccl"] | None = execution(
+        None, "whole models from GPU to GPU: ipc on the trainer's, nccl to vllm.gpus; not run yet. Default: from disk"
+    )
     verify_tolerance: float | None = execution(None, "nats; default 1e-3 in float32, 0.5 in bfloat16", gt=0)
     args: dict[str, Any] = meaning({}, "passed through: {tensor-parallel-size: 2}; they may change samples")
+
+    @model_validator(mode="after")
+    def _where_the_gpus_are(self) -> "VllmSettings":
+        if self.mode == "colocate" and self.gpus:
+            raise ValueError("mode colocate is on the trainer's GPU: leave out gpus, or use mode server")
+        if self.weight_transfer is not None and self.mode == "external":
+            raise ValueError("weights are handed over to a server of our own alone: leave out weight_transfer")
+        if self.weight_transfer is not None and (self.weight_transfer == "nccl") != bool(self.gpus):
+            raise ValueError("weight_transfer: nccl needs gpus of the server's own, ipc none (the trainer's)")
+        return self
 
 
 class LaunchSettings(Settings):

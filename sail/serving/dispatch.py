@@ -4,7 +4,8 @@ Every request goes to the server with the fewest in flight. What fails in a way 
 timeout, a 5xx, an aborted sample) goes back to the queue, for whichever server is free next: the seed makes a second
 try give the same bits. A server that fails rests a little, is then tried with a single request, and is left alone
 after vllm.max_retries further failures in a row. When the queue is empty, requests that a slow server holds for far
-longer than any other took are sent a second time, to an idle one; the first answer counts.
+longer than any other took are sent a second time, to an idle one; the first answer counts. A server that others can
+reach is looked at after every answer: one that was given other weights meanwhile ends the call.
 """
 
 import asyncio
@@ -17,20 +18,29 @@ from dataclasses import dataclass, field
 
 import httpx
 
+from sail.core.errors import UserError
 from sail.core.run_settings import VllmSettings
 from sail.serving.completions import Completion, CompletionRequest, read_completions, request_body
 from sail.serving.errors import OtherModelError, ServerError, ServerLostError, TransientError
 from sail.serving.exchange import Exchange, Json
 from sail.serving.streaming import Emit
 
-_COMPLETIONS = "/v1/completions"
+_COMPLETIONS, _RPC = "/v1/completions", "/collective_rpc"
 _FIRST_REST_S, _LONGEST_REST_S = 0.25, 8.0
 _POLL_S = 0.05
 _OVERDUE = 3.0  # times the slowest answer so far
 _OVERDUE_AT_LEAST_S = 1.0
 _WINDOW = 8  # requests beyond the first unfinished one that may be under way, in units of what is in flight
 
+_LOOK_S = 0.1  # answers that come so close to each other share a look
+
 Numbered = tuple[int, list[Completion]]
+Weights = tuple[str | None, int]  # their version, and how often the server has been given any
+
+
+def weights_of(states: Sequence[Json]) -> Weights:
+    """What `sail_state` of the workers says of the whole model."""
+    return states[0]["version"], states[0]["num_changes"]
 
 
 async def patiently(ask: Callable[[], Awaitable[Json]], max_retries: int) -> Json:
@@ -53,12 +63,14 @@ class Lane:
     exchange: Exchange
     model: str
     eos_ids: frozenset[int]
+    holds: Weights | None = None  # what every answer must come from; None: nobody else can change it
     http: httpx.AsyncClient | None = None
     in_flight: int = 0
     failures: int = 0  # in a row
     rests_until: float = 0.0
     problem: str = ""
     lost: bool = False
+    _look: asyncio.Task[None] | None = None
 
     def room(self, concurrency: int, now: float) -> bool:
         """Whether it may be sent a request: one at a time while it is failing."""
@@ -81,7 +93,27 @@ class Lane:
         completions = read_completions(reply, request, self.eos_ids)
         if any(completion.stop_kind == "abort" for completion in completions):
             raise TransientError("the server aborted a sample")  # it is being stopped, or was paused
+        if self.holds is not None:
+            await self._looked_at()
         return completions
+
+    async def _looked_at(self) -> None:
+        """A look at the server's weights that began after now."""
+        if self._look is None:
+            self._look = asyncio.create_task(self._look_soon())
+        await asyncio.shield(self._look)
+
+    async def _look_soon(self) -> None:
+        await asyncio.sleep(_LOOK_S)
+        self._look = None  # whoever comes from here on needs another
+        assert self.http is not None
+        reply = await self.exchange.post(self.http, _RPC, {"method": "sail_state", "kwargs": {}})
+        if weights_of(reply["results"]) != self.holds:
+            raise UserError(
+                f"{self.exchange.base_url} was given other weights while this run sampled from it",
+                where="vllm.server_urls",
+                cure="One run at a time may use a server: give each its own, and run the same command again",
+            )
 
 
 @dataclass(eq=False)

@@ -8,11 +8,14 @@ import httpx
 from sail.serving.errors import OtherModelError, RequestRefusedError, ServerError, TransientError
 
 _CONNECT_S = 5.0
+UNIX = "unix:"
+# uvicorn drops idle connections, and the one it answered a 500 on: reusing those is a race
+_LIMITS = httpx.Limits(max_connections=None, max_keepalive_connections=0)
 Json = dict[str, Any]
 
 
 class Exchange:
-    """One server's address, and how it is talked to.
+    """One server's address (http://HOST:PORT or unix:PATH), and how it is talked to.
 
     headers go with every request; through_proxy: whether the environment's proxies count.
     """
@@ -31,10 +34,12 @@ class Exchange:
             "headers": dict(headers or {}),
             "trust_env": through_proxy,
             "verify": base_url.startswith("https:"),  # loading certificates costs more than a request
-            # uvicorn drops idle connections, and the one it answered a 500 on: reusing those is a race
-            "limits": httpx.Limits(max_connections=None, max_keepalive_connections=0),
+            "limits": _LIMITS,
         }
-        self._http = httpx.Client(**self._options)
+        self._socket = base_url.removeprefix(UNIX) if base_url.startswith(UNIX) else None
+        self._root = "http://colocated" if self._socket else self.base_url
+        transport = httpx.HTTPTransport(uds=self._socket, limits=_LIMITS) if self._socket else None
+        self._http = httpx.Client(**self._options, transport=transport)
 
     def once(self, method: str, path: str, body: Json | None = None) -> Json:
         """The reply, or ServerError."""
@@ -47,28 +52,28 @@ class Exchange:
     def answers(self, path: str) -> bool:
         """Whether a GET is answered with success, soon."""
         try:
-            return self._http.get(f"{self.base_url}{path}", timeout=_CONNECT_S).is_success
+            return self._http.get(f"{self._root}{path}", timeout=_CONNECT_S).is_success
         except httpx.TransportError:
             return False
 
     def open(self) -> httpx.AsyncClient:
         """What `post` sends with; a context manager of the event loop it is used in."""
-        return httpx.AsyncClient(**self._options)
+        transport = httpx.AsyncHTTPTransport(uds=self._socket, limits=_LIMITS) if self._socket else None
+        return httpx.AsyncClient(**self._options, transport=transport)
 
     async def post(self, http: httpx.AsyncClient, path: str, body: Json) -> Json:
         """The reply; TransientError for what may pass, ServerError for what will not."""
         try:
-            reply = await http.post(f"{self.base_url}{path}", json=body)
+            reply = await http.post(f"{self._root}{path}", json=body)
         except httpx.TransportError as error:
             raise TransientError(_named(error)) from None
         return _content(reply)
 
     def _send(self, method: str, path: str, body: Json | None) -> httpx.Response:
-        url = f"{self.base_url}{path}"
         try:
-            return self._http.request(method, url, json=body)
+            return self._http.request(method, f"{self._root}{path}", json=body)
         except httpx.TransportError as error:
-            raise ServerError(f"{url}: {_named(error)}") from None
+            raise ServerError(f"{self.base_url}{path}: {_named(error)}") from None
 
 
 def _content(reply: httpx.Response) -> Json:

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
+from urllib.parse import urlsplit
 
 from sail.core.errors import UserError
 from sail.core.run_settings import VllmSettings
@@ -19,9 +20,10 @@ from sail.serving.model_files import context_length
 from sail.serving.versions import Device
 
 ENTRY_MODULE = "vllm.entrypoints.launchers.api_server.entry"
+COLOCATED_MODULE = "sail.serving.colocated"
 WORKER_EXTENSION = "sail.serving.worker.WeightReloader"
-_OURS = frozenset({"model", "host", "port", "served-model-name", "worker-extension-cls", "logprobs-mode"}) | {
-    "generation-config", "enable-lora", "max-lora-rank", "enable-sleep-mode"
+_OURS = frozenset({"model", "host", "port", "uds", "served-model-name", "worker-extension-cls", "logprobs-mode"}) | {
+    "generation-config", "enable-lora", "max-lora-rank", "enable-sleep-mode", "weight-transfer-config",
 }  # fmt: skip
 _CPU_BATCHED_TOKENS = 4096
 _LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # those vLLM has room for
@@ -36,7 +38,7 @@ class LaunchPlan:
     model_dir: Path
     model_name: str
     version: str  # of the model
-    port: int
+    base_url: str  # http://HOST:PORT, or unix:PATH of an engine in one process
     device: Device
     max_model_len: int | None
     lora_rank: int | None  # the largest of the adapters to come; None: none come
@@ -48,8 +50,6 @@ def server_command(plan: LaunchPlan, settings: VllmSettings) -> list[str]:
     flags: dict[str, Any] = {
         "model": str(plan.model_dir),
         "served-model-name": plan.model_name,
-        "host": settings.host,
-        "port": plan.port,
         "seed": plan.seed,
         "dtype": serving_dtype(settings, plan.device),
         "max-num-seqs": settings.max_num_seqs,
@@ -64,6 +64,9 @@ def server_command(plan: LaunchPlan, settings: VllmSettings) -> list[str]:
         flags |= {"enable-lora": True, "max-lora-rank": _room_for(plan.lora_rank), "max-cpu-loras": 2}
     if rests_by(settings, plan.device) == "sleep":
         flags["enable-sleep-mode"] = True
+    if settings.weight_transfer is not None:
+        check_transfer(settings, plan.device)
+        flags["weight-transfer-config"] = {"backend": settings.weight_transfer}
     if plan.device == "cpu":
         longest = plan.max_model_len or context_length(plan.model_dir)
         flags |= {
@@ -72,7 +75,25 @@ def server_command(plan: LaunchPlan, settings: VllmSettings) -> list[str]:
             "max-num-batched-tokens": max(_CPU_BATCHED_TOKENS, longest),
             "kv-cache-memory-bytes": int(settings.kv_cache_gib * 2**30),
         }
-    return [sys.executable, "-m", ENTRY_MODULE, *_argv(flags), *_argv(_own_args(settings.args))]
+    module, where = _listening(plan.base_url)
+    return [sys.executable, "-m", module, *_argv(where | flags), *_argv(_own_args(settings.args))]
+
+
+def check_transfer(settings: VllmSettings, device: Device) -> None:
+    """UserError where weights cannot be handed over from GPU to GPU."""
+    if settings.weight_transfer is not None and device == "cpu":
+        raise UserError(
+            f"{settings.weight_transfer} moves weights between GPUs, and there is none here",
+            where="vllm.weight_transfer", cure="Leave it out: weights are then reloaded from disk",
+        )  # fmt: skip
+
+
+def _listening(base_url: str) -> tuple[str, dict[str, Any]]:
+    """What is run, and where it is told to listen."""
+    address = urlsplit(base_url)
+    if address.scheme == "unix":
+        return COLOCATED_MODULE, {"uds": address.path}
+    return ENTRY_MODULE, {"host": address.hostname, "port": address.port}
 
 
 def _room_for(rank: int) -> int:
@@ -89,6 +110,10 @@ def server_environment(settings: VllmSettings, device: Device, version: str) -> 
     environment |= {"VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True", "SAIL_MODEL_VERSION": version}
     package_root = str(Path(__file__).resolve().parents[2])
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, [package_root, environment.get("PYTHONPATH", "")]))
+    if settings.mode == "colocate":
+        environment["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # the engine in the process that is asked
+    if settings.weight_transfer == "ipc":
+        environment["VLLM_ALLOW_INSECURE_SERIALIZATION"] = "1"  # handles come pickled
     if device == "cpu":
         environment["VLLM_TARGET_DEVICE"] = "cpu"
         environment.pop("VLLM_BATCH_INVARIANT", None)  # the first request would kill a CPU server

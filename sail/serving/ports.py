@@ -1,12 +1,24 @@
-"""A port of this machine."""
+"""Where a server of ours listens: a port of this machine, or a socket file that nobody else can open."""
 
 import socket
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from sail.core.errors import UserError
+from sail.core.run_settings import VllmSettings
 
 LOOPBACK = "127.0.0.1"
+
+
+@contextmanager
+def reserved_address(settings: VllmSettings) -> Iterator[str]:
+    """http://HOST:PORT, held until the server listens on it; in mode colocate unix:PATH in a new folder of ours."""
+    if settings.mode == "colocate":
+        yield f"unix:{tempfile.mkdtemp(prefix='sail-')}/engine"
+        return
+    with reserved_port(settings.port, settings.host) as port:
+        yield f"http://{settings.host}:{port}"
 
 
 @contextmanager

@@ -10,10 +10,10 @@ from sail.core.run_settings import VllmSettings
 from sail.serving.client import ServerClient
 from sail.serving.errors import ServerError, WeightSyncError
 from sail.serving.probes import probes_for
-from sail.serving.served_policy import ServedPolicy
+from sail.serving.served_policy import Held, ServedPolicy
 from sail.serving.server import VllmServer
 from sail.serving.verification import SyncReport, tolerance_nats, verify_weights
-from sail.serving.weight_sync import WAYS, Held
+from sail.serving.weight_sync import WAYS
 
 _logger = logging.getLogger(__name__)
 SYNC_LOG = "weight-sync.jsonl"
@@ -36,7 +36,7 @@ class Replica:
         """A server that was started by `sail serve`."""
         client = ServerClient(url, model=None, settings=settings)
         state = client.collective_rpc("sail_state")[0]
-        held = Held(None, state["version"], state["takes_adapters"])
+        held = Held(None, state["version"], state["takes_adapters"], state["transfer"])
         return cls(client, held, state["dtype"], settings, log_dir)
 
     @classmethod
@@ -44,7 +44,7 @@ class Replica:
         """A server we have just started."""
         client = ServerClient(server.base_url, model=server.model_name, settings=settings)
         state = client.collective_rpc("sail_state")[0]
-        held = Held(server.layout, state["version"], state["takes_adapters"])
+        held = Held(server.layout, state["version"], state["takes_adapters"], state["transfer"])
         return cls(client, held, state["dtype"], settings, log_dir, server)
 
     def answers(self) -> bool:
@@ -52,7 +52,7 @@ class Replica:
         if self.server is not None:
             return self.server.alive() and self.client.health()
         try:
-            return bool(self.client.collective_rpc("sail_state")[0]["version"] == self.held.model_version)
+            return self.client.weights() == self.client.holds
         except ServerError:
             return False
 
@@ -76,7 +76,8 @@ class Replica:
         return None if self.server is None else self.server.model_name
 
     def _verify(self, policy: ServedPolicy, whole: ServerClient, way: str, started: float) -> None:
-        client = whole.asking_for(policy.version if policy.adapter_dir else whole.model, policy.eos_ids)
+        holds = whole.weights() if self.server is None else None  # read first: what is verified is later than that
+        client = whole.asking_for(policy.version if policy.adapter_dir else whole.model, policy.eos_ids, holds)
         probes = probes_for(policy.model_dir, client.max_model_len)
         tolerance = tolerance_nats(self.settings, self.dtype)
         self.report = verify_weights(client, policy.version, probes, policy.score, tolerance_nats=tolerance)

@@ -1,5 +1,6 @@
 """A vLLM server as a supervised process: it starts, it is really ready, and it never outlives us."""
 
+import shutil
 import signal
 import subprocess
 import sys
@@ -9,14 +10,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-import httpx
-
 from sail.core.run_settings import VllmSettings
 from sail.serving import guard
-from sail.serving.errors import ServerError
+from sail.serving.errors import RequestRefusedError, ServerError
+from sail.serving.exchange import UNIX, Exchange
 from sail.serving.flags import LaunchPlan, server_command, server_environment
 from sail.serving.model_files import tensor_layout
-from sail.serving.ports import reserved_port
+from sail.serving.ports import reserved_address
 from sail.serving.processes import descendants, send_signal
 from sail.serving.start_failures import PORT_TAKEN, log_tail, start_failure
 from sail.serving.versions import installed_vllm
@@ -36,7 +36,7 @@ class VllmServer:
         self.model_dir = plan.model_dir
         self.model_name = plan.model_name  # unique: a request that reaches another server is refused there
         self.layout = tensor_layout(plan.model_dir)
-        self.base_url = f"http://{settings.host}:{plan.port}"
+        self.base_url = plan.base_url
         self.pid = process.pid
         self.log_path = log_path
 
@@ -62,10 +62,10 @@ class VllmServer:
         device = installed_vllm().device
         deadline = time.monotonic() + settings.start_timeout_s
         for attempt in range(1, _PORT_ATTEMPTS + 1):
-            with reserved_port(settings.port, settings.host) as port:
+            with reserved_address(settings) as base_url:
                 name = f"sail-{uuid.uuid4().hex[:12]}"
                 length = settings.max_model_len or max_model_len
-                plan = LaunchPlan(model_dir.resolve(), name, version, port, device, length, lora_rank, seed)
+                plan = LaunchPlan(model_dir.resolve(), name, version, base_url, device, length, lora_rank, seed)
                 server = _launch(cls, plan, settings, log_path)
                 if server._wait_until_ready(deadline):
                     return server
@@ -92,6 +92,8 @@ class VllmServer:
                 self._process.wait()
         if self._process.stdin is not None:
             self._process.stdin.close()
+        if self.base_url.startswith(UNIX):
+            shutil.rmtree(Path(self.base_url.removeprefix(UNIX)).parent, ignore_errors=True)
 
     def __enter__(self) -> Self:
         return self
@@ -107,25 +109,23 @@ class VllmServer:
         try:
             while not ready and self.alive() and time.monotonic() < deadline:
                 time.sleep(_POLL_S)
-                ready = _answers(f"{self.base_url}/health") and self._completes(deadline)
+                exchange = Exchange(self.base_url, timeout_s=max(1.0, deadline - time.monotonic()))
+                ready = exchange.answers("/health") and self._completes(exchange)
         finally:
             if not ready:
                 self.stop()
         return ready
 
-    def _completes(self, deadline: float) -> bool:
+    def _completes(self, exchange: Exchange) -> bool:
         """One real completion by our own model name: a healthy stranger on this port does not count."""
         body = {"model": self.model_name, "prompt": [1, 1], "max_tokens": 1, "temperature": 0.0}
-        left_s = max(1.0, deadline - time.monotonic())
         try:
-            reply = httpx.post(
-                f"{self.base_url}/v1/completions", json=body, timeout=left_s, trust_env=False, verify=False
-            )
-        except httpx.TransportError:
+            exchange.done("POST", "/v1/completions", body)
+        except RequestRefusedError as error:
+            raise ServerError(f"a server at {self.base_url} refuses a plain completion: {error}") from None
+        except ServerError:
             return False
-        if reply.is_client_error:
-            raise ServerError(f"a server at {self.base_url} refuses a plain completion: {reply.text[:500]}")
-        return reply.is_success
+        return True
 
 
 def _launch(kind: type[VllmServer], plan: LaunchPlan, settings: VllmSettings, log_path: Path) -> VllmServer:
@@ -143,10 +143,3 @@ def _launch(kind: type[VllmServer], plan: LaunchPlan, settings: VllmSettings, lo
             env=server_environment(settings, plan.device, plan.version),
         )
     return kind(process, plan, settings, log_path)
-
-
-def _answers(url: str) -> bool:
-    try:
-        return httpx.get(url, timeout=5.0, trust_env=False, verify=False).is_success
-    except httpx.TransportError:
-        return False

@@ -35,7 +35,7 @@ class InstalledVllm:
 
     @property
     def device(self) -> Device:
-        return "gpu" if self.distribution == "vllm" and _nvidia_device_present() else "cpu"
+        return "gpu" if self.distribution == "vllm" and nvidia_device_present() else "cpu"
 
 
 def installed_vllm() -> InstalledVllm:
@@ -67,7 +67,8 @@ def _warn_if_untested(distribution: str, version: str) -> None:
         _logger.warning("%s %s is untested here (tested: %s); its flags may differ", distribution, version, known)
 
 
-def _nvidia_device_present() -> bool:
+def nvidia_device_present() -> bool:
+    """Whether this process may use a GPU of NVIDIA's; asks no library."""
     if os.environ.get("CUDA_VISIBLE_DEVICES", "unset").strip() in ("", "-1"):
         return False
     return any(Path("/dev").glob("nvidia[0-9]*"))

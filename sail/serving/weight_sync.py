@@ -1,12 +1,13 @@
 """New weights into a running server: the ladder of ways.
 
     load adapter      a LoRA adapter beside the whole model the server holds, by name
+    hand over         all weights from GPU memory to GPU memory (weight_transfer.py), where vllm.weight_transfer says so
     reload from disk  all weights of the whole model in place, then the adapter, where there is one
     restart           replica.py, when no way was left or what came out of it was wrong
 
 Each way is two functions. `prepare` raises WeightSyncError where the way is closed and touches nothing; `apply` may
 fail half-way, after which only a way further down mends the server. Whatever was applied is verified before a sample
-is drawn (verification.py). Another way, such as NCCL or IPC on GPUs, is two functions and a row of WAYS.
+is drawn (verification.py). Another way is two functions and a row of WAYS.
 """
 
 from collections.abc import Callable
@@ -14,17 +15,8 @@ from dataclasses import dataclass
 
 from sail.serving.client import ServerClient
 from sail.serving.errors import ServerError, WeightSyncError
-from sail.serving.model_files import Layout
-from sail.serving.served_policy import ServedPolicy
-
-
-@dataclass
-class Held:
-    """What a running server has in memory."""
-
-    layout: Layout | None  # tensors it was started on; None: not ours, unknown
-    model_version: str | None  # the whole model; None: unknown, or a reload failed
-    takes_adapters: bool
+from sail.serving.served_policy import Held, ServedPolicy
+from sail.serving.weight_transfer import transfer, transfer_is_open
 
 
 @dataclass(frozen=True)
@@ -91,5 +83,6 @@ def _needs_adapters(policy: ServedPolicy, held: Held) -> None:
 
 WAYS: dict[str, Way] = {
     "load adapter": Way(load_adapter_is_open, load_adapter),
+    "hand over": Way(transfer_is_open, transfer),
     "reload from disk": Way(reload_is_open, reload_from_disk),
 }

@@ -88,7 +88,7 @@ def flaky_proxy(url: str) -> Iterator[str]:
             process.kill()
 
 
-@pytest.mark.parametrize("victim", ["EngineCore", "api_server"])
+@pytest.mark.parametrize("victim", ["Worker", "api_server"])
 def test_a_killed_process_of_our_server_costs_a_restart_and_no_sample(policy_server, policy, victim):
     serve(policy_server, policy)
     expected = dict(policy_server.complete_many(REQUESTS))

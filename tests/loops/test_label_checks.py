@@ -70,6 +70,9 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "the policy's own server where there is none": (
         labels(by="own") | {"generation": {"engine": "transformers"}}, r"labelers\.own\.url: url: policy needs",
     ),
+    "the policy's own server where it is no server": (
+        labels(by="own") | {"vllm": {"mode": "colocate"}}, r"labelers\.own\.url: .*mode colocate has none",
+    ),
     "a hidden judge where there is no server": (
         labels(by="n") | {"labelers": {"n": {"kind": "noise", "of": "own", "rate": 0.1}},
                           "generation": {"engine": "transformers"}}, r"labelers\.own\.url",

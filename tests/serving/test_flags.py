@@ -1,5 +1,6 @@
 """The command line and environment of a server, for both kinds of machine."""
 
+import json
 import subprocess
 import sys
 from dataclasses import replace
@@ -19,8 +20,8 @@ CPU_ONLY = {
 }
 
 
-def plan(device="cpu", max_model_len=1024) -> LaunchPlan:
-    return LaunchPlan(Path("/models/m"), "sail-1", "3fa9", 8123, device, max_model_len, lora_rank=None, seed=3)
+def plan(device="cpu", max_model_len=1024, base_url="http://127.0.0.1:8123") -> LaunchPlan:
+    return LaunchPlan(Path("/models/m"), "sail-1", "3fa9", base_url, device, max_model_len, lora_rank=None, seed=3)
 
 
 def value(argv: list[str], flag: str) -> str:
@@ -65,6 +66,38 @@ def test_a_server_that_shares_a_gpu_with_the_trainer_sleeps(device, changes, way
     settings = VllmSettings(**changes)
     assert rests_by(settings, device) == way
     assert ("--enable-sleep-mode" in server_command(plan(device), settings)) == (way == "sleep")
+
+
+def test_a_colocated_engine_is_one_process_behind_a_socket_file_and_shares_the_trainers_gpu():
+    settings = VllmSettings(mode="colocate")
+    argv = server_command(plan("gpu", base_url="unix:/tmp/sail-1/engine"), settings)
+    assert argv[1:5] == ["-m", "sail.serving.colocated", "--uds", "/tmp/sail-1/engine"] and "--port" not in argv
+    assert server_environment(settings, "gpu", "3fa9")["VLLM_ENABLE_V1_MULTIPROCESSING"] == "0"
+    assert rests_by(settings, "gpu") == "sleep"
+
+
+@pytest.mark.parametrize(("way", "gpus"), [("ipc", ()), ("nccl", (1,))])
+def test_weights_are_handed_over_between_gpus_and_refused_where_there_are_none(way, gpus):
+    settings = VllmSettings(weight_transfer=way, gpus=gpus)
+    assert json.loads(value(server_command(plan("gpu"), settings), "--weight-transfer-config")) == {"backend": way}
+    pickles = "VLLM_ALLOW_INSECURE_SERIALIZATION" in server_environment(settings, "gpu", "3fa9")
+    assert pickles == (way == "ipc"), "no server unpickles what it need not"
+    with pytest.raises(UserError, match=rf"vllm.weight_transfer: {way} moves weights between GPUs.*reloaded from disk"):
+        server_command(plan("cpu"), settings)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"mode": "colocate", "gpus": (1,)},
+        {"weight_transfer": "nccl"},
+        {"weight_transfer": "ipc", "gpus": (1,)},
+        {"weight_transfer": "ipc", "mode": "external"},
+    ],
+)
+def test_settings_that_put_the_server_on_no_gpu_it_could_have_are_refused(wrong):
+    with pytest.raises(ValueError, match=r"trainer.s|server of our own"):
+        VllmSettings(**wrong)
 
 
 @pytest.mark.parametrize(("rank", "room"), [(4, "8"), (16, "16"), (65, "128")])

@@ -6,6 +6,7 @@ import signal
 
 import pytest
 
+from sail.core.errors import UserError
 from sail.serving.completions import CompletionRequest
 from sail.serving.policy_server import PolicyServer
 from sail.serving.processes import descendants
@@ -83,3 +84,24 @@ def test_a_killed_server_leaves_its_requests_to_the_others(fleet, alone, second_
     fleet.serve(served(tiny_policies["untied-b"]))
     assert [client.base_url for client in fleet.clients] == [fleet.replicas[0].client.base_url]
     fleet.serve(served(tiny_policies["untied-a"]))
+
+
+def test_a_server_that_another_run_uses_meanwhile_gives_no_sample_of_its_weights(
+    alone, policy_server, tiny_policies, tmp_path
+):
+    """The other run puts ours back before we could see a version: the number of changes tells."""
+    settings = SETTINGS.replace(mode="external", server_urls=(policy_server.clients[0].base_url,), concurrency=2)
+    ours, theirs = tiny_policies["untied-a"], tiny_policies["untied-b"]
+    drawn = {}
+    with PolicyServer(settings, tmp_path / "ours") as run, PolicyServer(settings, tmp_path / "theirs") as other:
+        run.serve(served(ours))
+        with pytest.raises(UserError, match=r"vllm\.server_urls: .* was given other weights while this run sampled"):
+            for position, completions in run.complete_many(REQUESTS):
+                drawn[position] = completions
+                if len(drawn) == 4:
+                    other.serve(served(theirs))
+                    other.serve(served(ours))
+        assert 4 <= len(drawn) < len(REQUESTS)
+        assert drawn == {position: alone[position] for position in drawn}
+        run.serve(served(ours))
+        assert dict(run.complete_many(REQUESTS)) == alone, "the same command goes on"

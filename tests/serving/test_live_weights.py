@@ -11,6 +11,7 @@ from sail.serving.model_files import ModelDirError
 from sail.serving.probes import probes_for
 from sail.serving.verification import verify_weights
 from sail.serving.weight_sync import WAYS
+from sail.serving.weight_transfer import ControlPlane
 from tests.serving_fixtures import CONTEXT, serve, served
 
 pytestmark = pytest.mark.vllm
@@ -36,8 +37,9 @@ def check_that_new_weights_arrive(policy_server, old, new):
     assert sample.logprobs == pytest.approx(new.score(PROMPT, sample.token_ids), abs=1e-3)
     report = policy_server.replicas[0].report
     assert report.max_abs_nats < 1e-3 and report.greedy_equal and report.num_tokens >= 8
-    state = {"version": new.version, "dtype": "float32", "takes_adapters": True}
-    assert client.collective_rpc("sail_state") == [state]
+    [state] = client.collective_rpc("sail_state")
+    assert state.pop("num_changes") > 0
+    assert state == {"version": new.version, "dtype": "float32", "takes_adapters": True, "transfer": None}
 
 
 def test_an_untied_model_samples_as_the_trainer_does(policy_server, tiny_policies):
@@ -102,3 +104,22 @@ def test_a_broken_directory_is_refused_and_the_server_goes_on(policy_server, tin
         policy_server.serve(replace(served(new, version="broken"), model_dir=broken))
     assert (policy_server.num_starts, policy_server.version) == (starts, old.version)
     verify(client, old)
+
+
+def test_sleep_and_wake_are_answered_and_change_no_sample(policy_server, tiny_policies):
+    """On CPU vLLM answers and does nothing; on a GPU the weights move."""
+    client = serve(policy_server, tiny_policies["untied-a"])
+    request = CompletionRequest(PROMPT, 2, 11, 32, cache_salt="untied-a")
+    before = client.complete(request)
+    client.sleep()
+    client.wake_up()
+    client.reset_prefix_cache()
+    assert client.complete(request) == before
+
+
+def test_a_server_started_without_weight_transfer_says_so_and_goes_on(policy_server, tiny_policies):
+    client = serve(policy_server, tiny_policies["untied-a"])
+    before = verify(client, tiny_policies["untied-a"])
+    with pytest.raises(ServerError, match="HTTP 500"):
+        ControlPlane(client).init_weight_transfer_engine({"packed": True})
+    assert verify(client, tiny_policies["untied-a"]) == before
