@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 
-from loops.label_checks import check_labelers, check_route_labels
+from loops.label_checks import check_labelers, check_route_labels, may_lack_labels
 from sail.core.errors import UserError
 from sail.core.records import LabelMode
 from sail.core.route_settings import GREEDY, SAMPLED, LossSettings, RouteSettings
@@ -236,6 +236,7 @@ def _facts(phase: PhaseSettings, route: RouteSettings, loss: LossSettings, setti
         importance_apply_to=phase.importance_sampling.apply_to,
         policy_is_reference=phase.round.reference in same_as_start,
         filters=_filters(phase, route),
+        labels_may_lack=POLICY in route.sources and may_lack_labels(route, settings),
     )
 
 

@@ -25,6 +25,7 @@ if TYPE_CHECKING:  # commands import what they need: `sail --help` waits for no 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 console = Console(width=None if sys.stdout.isatty() else 120)
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # the disk, a quota, a limit of the process
+_ALARM = 4  # evaluation.stop_on_alarm ended the run
 _CTRL_C = 130  # what typer makes of a KeyboardInterrupt, without a word
 
 Overrides = Annotated[list[str] | None, typer.Argument(help="key=value, for example routes.online.sail_coef=0.3")]
@@ -50,11 +51,12 @@ def init(preset: str, overrides: Overrides = None, out: NewFile = None) -> None:
 
 @app.command()
 def run(config: str, overrides: Overrides = None, out: Out = None, smoke: Smoke = False) -> None:
-    """Run a config, or resume it: the same command."""
+    """Run a config, or resume it: the same command. Ends with 4 if an alarm stopped it."""
     from loops.run import run as run_config
 
     loaded, settings, folder = _load(config, overrides, out, smoke)
-    run_config(loaded, settings, folder, console)
+    if not run_config(loaded, settings, folder, console):
+        raise typer.Exit(_ALARM)
 
 
 @app.command()

@@ -4,9 +4,9 @@ from sail.core.errors import UserError
 from sail.core.labeler_settings import POLICY_URL, EnsembleLabeler, JudgeLabeler, NoiseLabeler
 from sail.core.records import LabelMode
 from sail.core.route_settings import RouteSettings
-from sail.core.run_settings import PhaseSettings, RunSettings
+from sail.core.run_settings import LabelerSettings, PhaseSettings, RunSettings
 from sail.core.settings import nearest
-from sail.labeling.labeler_row import compares_pairs
+from sail.labeling.labeler_row import compares_pairs, may_answer_nothing
 from sail.labeling.regulation import changes_labels
 from sail.objectives import find_loss
 
@@ -78,12 +78,27 @@ def _check_second(name: str, route: RouteSettings, settings: RunSettings, where:
 def asked_labelers(route: RouteSettings, settings: RunSettings) -> list[str]:
     """Every labeler a route asks, those behind others included."""
     others = [step.other for step in route.labels.regulation if step.step == "disagreement"]
-    names = [route.labels.by, *others, *route.labels.audit]
-    labelers = [(name, settings.labelers[name]) for name in names if name in settings.labelers]
-    for _, labeler in labelers:
-        names += [labeler.of] if isinstance(labeler, NoiseLabeler) else []
-        names += labeler.of if isinstance(labeler, EnsembleLabeler) else []
-    return [name for name in dict.fromkeys(names) if name in settings.labelers]
+    return _with_those_behind([route.labels.by, *others, *route.labels.audit], settings)
+
+
+def may_lack_labels(route: RouteSettings, settings: RunSettings) -> bool:
+    """Whether the route's labeler, or one that it rests on, may fail or abstain."""
+    return any(may_answer_nothing(settings.labelers[name]) for name in _with_those_behind([route.labels.by], settings))
+
+
+def _with_those_behind(names: list[str], settings: RunSettings) -> list[str]:
+    """The labelers among the names and those that they ask, each once."""
+    found: dict[str, LabelerSettings] = {}
+    waiting = list(names)
+    while waiting:
+        name = waiting.pop(0)
+        labeler = settings.labelers.get(name)
+        if labeler is None or name in found:
+            continue
+        found[name] = labeler
+        waiting += [labeler.of] if isinstance(labeler, NoiseLabeler) else []
+        waiting += labeler.of if isinstance(labeler, EnsembleLabeler) else []
+    return list(found)
 
 
 def _check_policy_judge(name: str, phase: PhaseSettings, settings: RunSettings) -> None:

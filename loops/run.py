@@ -40,8 +40,8 @@ def make_plan(settings: RunSettings, folder: RunFolder, *, download: bool = True
     return builder
 
 
-def run(config: Config, settings: RunSettings, folder: RunFolder, console: Console) -> Path:
-    """Run or resume; returns the path of the report. Raises UserError before anything is computed where it can."""
+def run(config: Config, settings: RunSettings, folder: RunFolder, console: Console) -> bool:
+    """Run or resume; False where an alarm ended it. Raises UserError before anything is computed where it can."""
     one_process("sail run")
     for warning in check_run(settings, ENGINES):
         console.print(f"[yellow]warning[/] {escape(warning)}", highlight=False)
@@ -50,9 +50,11 @@ def run(config: Config, settings: RunSettings, folder: RunFolder, console: Conso
     complete = is_complete(plan, folder)
     records, report = carry_out(config, settings, folder, plan, console)
     console.print(tables(rows(records)))
-    console.print("nothing to do, the run is complete" if complete else "done")
+    stopped = _alarmed(records, settings)
+    if not stopped:
+        console.print("nothing to do, the run is complete" if complete else "done")
     console.print(f"report: {report}", soft_wrap=True)
-    return report
+    return not stopped
 
 
 def carry_out(

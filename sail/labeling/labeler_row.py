@@ -78,6 +78,11 @@ class LabelerRow:
     """(name, settings, endpoint) -> PairLabeler, for those asked about pairs"""
 
 
+def may_answer_nothing(settings: LabelerSettings) -> bool:
+    """Whether this labeler may fail or abstain, which leaves a pair without a label."""
+    return settings.kind in ("judge", "human", "replay")
+
+
 def compares_pairs(settings: LabelerSettings) -> bool:
     """Whether this labeler is asked about pairs: it then gives verdicts, and no scores."""
     return settings.kind in ("human", "replay") or (settings.kind == "judge" and settings.question == "pairwise")

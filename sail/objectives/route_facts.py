@@ -53,6 +53,8 @@ class RouteFacts:
     """the policy that writes frozen labels equals the reference, as in the first round from the base model"""
     filters: bool = False
     """some drawn pairs are left out: truncated ones, near-ties, identical ones"""
+    labels_may_lack: bool = False
+    """the labeler may fail on a pair or abstain, which leaves the pair out"""
 
 
 @dataclass(frozen=True)

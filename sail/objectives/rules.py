@@ -201,6 +201,12 @@ def _score_term_is_biased(facts: RouteFacts) -> Iterator[Finding]:
             "pairs are filtered while sail_coef > 0: the score term and its baseline assume every drawn pair",
             "Keep identical, truncated and near-tied pairs in, or set sail_coef: 0",
         )
+    if facts.labels_may_lack:
+        yield warned(
+            "errors and abstentions of the labeler leave pairs out while sail_coef > 0: the score term and its "
+            "baseline assume every drawn pair",
+            "Watch labels/dropped_errors and labels/dropped_abstained, or set sail_coef: 0",
+        )
 
 
 def _policy_labels_carry_signal(facts: RouteFacts) -> Iterator[Finding]:

@@ -164,9 +164,13 @@ def test_equal_generated_tokens_set_the_prompts_of_a_round(testbed: Path, tmp_pa
 def test_equal_labels_take_those_of_the_rounds_from_the_dataset(testbed: Path, tmp_path: Path) -> None:
     bought = {"routes.online.labels": {"by": "gold", "mode": "sampled"}}
     arms = {"model": {}, "people": bought, "policy": {"routes.online.labels": {"by": "policy", "mode": "soft"}}}
+    arms["judge"] = {
+        "routes.online.labels": {"by": "judge", "mode": "soft"},
+        "labelers.judge": {"kind": "judge", "url": "http://localhost:1", "model": "m"},
+    }
     ablation = load(tmp_path, base_config(testbed), arms, equal={"labels": 48})
     limits = {name: settings_of(ablation, name).data["prefs"].limit for name in arms}
-    assert limits == {"model": 48, "people": 48 - 2 * 16, "policy": 48}, "a reward model's labels are none of people"
+    assert limits == {"model": 48, "people": 48 - 2 * 16, "policy": 48, "judge": 48 - 2 * 16}, "only models are free"
 
 
 # ---- what is refused -------------------------------------------------------------------------------------------------

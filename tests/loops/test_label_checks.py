@@ -131,6 +131,23 @@ KEEP_ALL = {"truncated": "keep", "empty": "keep", "identical": "keep", "ties": "
 )
 def test_steps_that_leave_pairs_out_are_warned_of_beside_the_score_term(step: dict[str, Any], warned: bool) -> None:
     exact = {"importance_sampling": {"mode": "truncate"}, "hygiene": KEEP_ALL}
-    with_score = merge(labels(regulation=[step]), {"routes": {"online": {"sail_coef": 0.1}}} | exact)
+    with_score = merge(labels(by="rm", regulation=[step]), {"routes": {"online": {"sail_coef": 0.1}}} | exact)
     assert [("pairs are filtered" in line) for line in check(with_score)] == ([True] if warned else [])
-    assert check(merge(labels(regulation=[step]), exact)) == []
+    assert check(merge(labels(by="rm", regulation=[step]), exact)) == []
+
+
+@pytest.mark.parametrize(
+    ("by", "coefficient", "warned"),
+    [("judge", 0.1, True), ("people", 0.1, True), ("n", 0.1, True), ("judge", 0, False), ("rm", 0.1, False)],
+)
+def test_labelers_that_may_leave_pairs_without_a_label_are_warned_of_beside_the_score_term(
+    by: str, coefficient: float, warned: bool
+) -> None:
+    change = merge(labels(by=by), {
+        "labelers": {
+            "n": {"kind": "noise", "of": "both", "rate": 0.1}, "both": {"kind": "ensemble", "of": ["rm", "points"]},
+        },
+        "routes": {"online": {"sail_coef": coefficient}},
+        "importance_sampling": {"mode": "truncate"}, "hygiene": KEEP_ALL,
+    })  # fmt: skip
+    assert [("errors and abstentions" in line) for line in check(change)] == ([True] if warned else [])

@@ -137,7 +137,9 @@ def test_an_ensemble_labels_and_evaluates_in_units_of_the_first_round(
     ]
 
 
-def test_an_alarm_may_end_the_run(testbed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_alarm_may_end_the_run_with_an_exit_code_of_its_own(
+    testbed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """The policy is trained on what gold likes least: gold falls, its opposite rises."""
     (tmp_path / "opposite_taste.py").write_text(
         "from sail.testbed.gold import hump\n\ndef score(examples):\n    return [-value for value in hump(examples)]\n"
@@ -151,8 +153,11 @@ def test_an_alarm_may_end_the_run(testbed: Path, tmp_path: Path, capsys: pytest.
             testbed, tmp_path, "oaif", labelers=labelers, evaluation=evaluation, update=update, num_rounds=4,
             prompts={"per_round": 48},
         )  # fmt: skip
-        printed = command("run", str(path), "--out", "runs/alarmed", capsys=capsys)
-    rounds = json.loads((tmp_path / "runs" / "alarmed" / "run.json").read_text())["rounds"]
-    assert "stopped by an alarm" in printed
+        assert exit_code("run", str(path), "--out", "runs/alarmed") == 4
+        printed = capsys.readouterr().out
+        rounds = json.loads((tmp_path / "runs" / "alarmed" / "run.json").read_text())["rounds"]
+        assert exit_code("run", str(path), "--out", "runs/alarmed") == 4, "the alarm still stands"
+        assert json.loads((tmp_path / "runs" / "alarmed" / "run.json").read_text())["rounds"] == rounds
+    assert "stopped by an alarm" in printed and "done" not in printed.splitlines()
     assert 2 <= len(rounds) < 5
     assert "over-optimisation" in (tmp_path / "runs" / "alarmed" / "report.html").read_text()

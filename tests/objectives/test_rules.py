@@ -144,6 +144,7 @@ def test_what_cannot_be_right_is_refused(route, problem):
         (replace(PP, when="frozen"), "another algorithm"),
         (replace(PR, importance_apply_to="score"), "leaves an error"),
         (replace(PR, filters=True), "filtered"),
+        (replace(PR, labels_may_lack=True), "errors and abstentions of the labeler leave pairs out"),
         (replace(PR, stale=True, importance_mode="none"), "stale samples"),
         (replace(PR, sail_coef=0.3, beta=0.1), "sail_coef 0.3 is 3.0 times beta"),
     ],

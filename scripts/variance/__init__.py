@@ -1,0 +1,1 @@
+"""What scripts/gradient_variance is made of; importable as scripts.variance from the root."""
