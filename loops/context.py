@@ -118,7 +118,7 @@ class Context:
         policy: who judges where the labeler is a judge at url: policy; default the starting policy.
         """
         settings = self.settings.labelers[name]
-        made_here = self._policy_endpoint(settings, policy) or self._fitted(name, settings)
+        made_here = self._policy_endpoint(settings, policy) or self.fitted(name)
         return make_labeler(name, settings, made_here)
 
     def pair_labeler(self, name: str, policy: Checkpoint) -> PairLabeler:
@@ -140,7 +140,9 @@ class Context:
 
         return PolicyEndpoint(judge, serve)
 
-    def _fitted(self, name: str, settings: object) -> Artifact | None:
+    def fitted(self, name: str) -> Artifact | None:
+        """The reward model `name`, where it is one that is fitted here."""
+        settings = self.settings.labelers[name]
         if not isinstance(settings, RewardModelLabeler) or settings.fit is None:
             return None
         fit = settings.fit

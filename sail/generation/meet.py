@@ -34,8 +34,8 @@ def meet_responses(builder: Builder, sources: Sequence[Artifact], where: str) ->
 
 def _answers(source: Artifact) -> Mapping[str, SampleGroup]:
     """prompt_id -> its group, prompts without a response left out."""
-    rejected = {verdict.rejected_id for verdict in source.read(DatasetVerdict, "verdicts")}
-    chosen = {verdict.chosen_id for verdict in source.read(DatasetVerdict, "verdicts")}
+    verdicts = [verdict for verdict in source.read(DatasetVerdict, "verdicts") if not verdict.is_tie]
+    rejected, chosen = {verdict.rejected_id for verdict in verdicts}, {verdict.chosen_id for verdict in verdicts}
     groups = {}
     for group in source.read(SampleGroup, "groups"):
         kept = tuple(s for s in group.samples if s.response_id in chosen or s.response_id not in rejected)
