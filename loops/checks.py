@@ -180,9 +180,9 @@ def _check_route(phase: PhaseSettings, name: str, route: RouteSettings, settings
         raise UserError(problem, where=f"{where}.labels", cure="Label by a labeler or by the policy")
     loss = route_loss(phase, route)
     _check_loss(loss, f"{where}.loss")
-    if route.labels.by == POLICY and route.labels.temperature != 1.0:
+    if route.labels.by == POLICY and route.labels.temperature not in (None, 1.0):
         problem = "labels by the policy have no temperature: the loss's own beta sets it"
-        raise UserError(problem, where=f"{where}.labels.temperature", cure="Leave it at 1")
+        raise UserError(problem, where=f"{where}.labels.temperature", cure="Leave it out")
     check_route_labels(phase, route, loss.type, label_mode(route), settings, where)
     findings = check_route(_facts(phase, route, loss, settings))
     for finding in findings:

@@ -141,17 +141,23 @@ class Context:
 
         return PolicyEndpoint(judge, serve)
 
+    def fitted(self, name: str) -> Artifact | None:
+        """The reward model `name`, where it is one that is fitted here."""
+        settings = self.settings.labelers[name]
+        if not isinstance(settings, RewardModelLabeler) or settings.fit is None:
+            return None
+        fit, init = settings.fit, self.model
+        if fit.init_from is not None:
+            init = resolve_model(fit.init_from, where=f"labelers.{name}.fit.init_from", download=self.download)
+        return fit_reward_model(self.builder, self.data(fit.data), init, fit, self.seed("reward", name))
+
     def _reward_model(self, name: str, settings: object) -> Checkpoint | None:
         """The user's own, or the one that is fitted here."""
         if not isinstance(settings, RewardModelLabeler):
             return None
-        fit, where = settings.fit, f"labelers.{name}"
-        if fit is None:
-            return resolve_model(str(settings.path), where=f"{where}.path", download=self.download)
-        init: Checkpoint = self.model
-        if fit.init_from is not None:
-            init = resolve_model(fit.init_from, where=f"{where}.fit.init_from", download=self.download)
-        return fit_reward_model(self.builder, self.data(fit.data), init, fit, self.seed("reward", name))
+        if settings.path is not None:
+            return resolve_model(settings.path, where=f"labelers.{name}.path", download=self.download)
+        return self.fitted(name)
 
     def engine(self, name: str) -> Engine:
         return self._engines.engine(name, self.settings.vllm, self.settings.lora)

@@ -12,7 +12,9 @@ from rich.console import Console
 from sail.core.store import StageEvent
 
 _IMPORTANT = ("reusing", "resuming", "starting")
-_SHOWN = ("samples", "tokens", "pairs", "labels/pairs", "steps", "responses", "accuracy_holdout", "train", "held_out")
+_SHOWN = (
+    "samples", "tokens", "pairs", "labels/pairs", "steps", "responses", "reward/accuracy_holdout", "train", "held_out"
+)  # fmt: skip
 
 
 @dataclass

@@ -42,7 +42,7 @@ def check_route_labels(
         _check_second(other, route, settings, named)
     for name in asked_labelers(route, settings):
         _check_policy_judge(name, phase, settings)
-    if labels.temperature != 1.0 and labels.by in settings.labelers and _pairs(labels.by, settings):
+    if labels.temperature not in (None, 1.0) and labels.by in settings.labelers and _pairs(labels.by, settings):
         raise UserError(
             f"{labels.by!r} gives probabilities, no scores", where=f"{named}.temperature",
             cure="Use regulation: [{step: temper, temperature: ...}]",

@@ -40,14 +40,20 @@ def compared_by(route: RouteSettings, from_policy: bool) -> Compared:
 
 
 def evidence_by(
-    context: Context, by: str, responses: Responses, temperature: float, made: dict[str, Artifact], suffix: str = ""
+    context: Context,
+    by: str,
+    responses: Responses,
+    temperature: float | None,
+    made: dict[str, Artifact],
+    suffix: str = "",
 ) -> Evidence:
     """The evidence of a labeler or of the responses' own data source; what it rests on is put into `made`.
 
+    temperature None: the calibrated one of a reward model that is fitted here, 1 of anybody else.
     suffix tells second opinions from the labels themselves: scores/online, scores/online@gold.
     """
     if by in context.settings.data:
-        return DatasetEvidence(responses.artifact, by, temperature)
+        return DatasetEvidence(responses.artifact, by, temperature or 1.0)
     settings, place = context.settings.labelers[by], f"{responses.route}{suffix}"
     if isinstance(settings, NoiseLabeler):
         of = evidence_by(context, settings.of, responses, temperature, made, suffix)
@@ -59,9 +65,11 @@ def evidence_by(
             seed=responses.seed, )  # fmt: skip
         return VerdictEvidence(verdicts, by, pair_labeler.digest, responses.compared == "all")
     scores = made[f"scores/{place}"] = scores_by(context, by, responses)
-    return ScoreEvidence(
-        scores, by, digest_of(context, by, responses.policy), temperature, responses.missing_eos_penalty
-    )
+    fitted = context.fitted(by)
+    if fitted is not None:
+        made[f"reward/{by}"] = fitted
+    tau = temperature or fitted or 1.0
+    return ScoreEvidence(scores, by, digest_of(context, by, responses.policy), tau, responses.missing_eos_penalty)
 
 
 def scores_by(context: Context, name: str, responses: Responses) -> Artifact:

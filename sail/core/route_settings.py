@@ -27,7 +27,10 @@ class LabelSettings(Settings):
     )
     mode: Literal["hard", "sampled", "soft"] | None = meaning(None, "default: soft by the policy, else hard")
     when: Literal["fresh", "frozen"] = meaning("fresh", "labels by the policy: at the current parameters, or once")
-    temperature: float = meaning(1.0, "P(A over B) = sigmoid((r_A - r_B) / temperature)", gt=0)
+    temperature: float | None = meaning(
+        None, "P(A over B) = sigmoid((r_A - r_B) / temperature); default: what a reward model fitted here was "
+        "calibrated to on its holdout, 1 for anybody else", gt=0,
+    )  # fmt: skip
     normalize: Literal["zscore", "none"] = meaning("zscore", "as score: over all rows, before loss, filter and tag")
     threshold: float | None = meaning(None, "as thumbs: up above this raw score; default: the mean")
     regulation: tuple[RegulationStep, ...] = meaning((), "steps between label and update, in this order")

@@ -36,7 +36,8 @@ SCHEMAS: dict[type, pa.Schema] = {
     ]),
     records.DatasetVerdict: pa.schema([
         ("prompt_id", pa.string()), ("chosen_id", pa.string()), ("rejected_id", pa.string()),
-        ("score_chosen", pa.float64()), ("score_rejected", pa.float64()),
+        ("score_chosen", pa.float64()), ("score_rejected", pa.float64()), ("p_chosen", pa.float64()),
+        ("margin", pa.float64()),
     ]),
     records.DatasetRating: pa.schema([
         ("prompt_id", pa.string()), ("response_id", pa.string()), ("score", pa.float64()), ("thumb", pa.bool_()),

@@ -28,8 +28,8 @@ def implicit_rewards(
 
 
 def dataset_orders(verdicts: Sequence[DatasetVerdict]) -> list[Order]:
-    """The pairs of a preference dataset."""
-    return [Order(verdict.chosen_id, verdict.rejected_id) for verdict in verdicts]
+    """The pairs of a preference dataset, ties left out."""
+    return [Order(verdict.chosen_id, verdict.rejected_id) for verdict in verdicts if not verdict.is_tie]
 
 
 def scored_orders(scored: Sequence[ScoredGroup]) -> list[Order]:

@@ -14,7 +14,7 @@ from sail.generation.sources import SourceRow, read_source
 from sail.policy.chat import prompt_ids, response_ids
 from sail.policy.loading import Checkpoint, context_length, eos_ids, load_tokenizer
 
-VERSION = 3
+VERSION = 4
 
 
 def import_data(
@@ -106,8 +106,11 @@ class _Importer:
             self.identical += 1
             return
         self.verdicts.append(
-            DatasetVerdict(prompt.prompt_id, chosen.response_id, rejected.response_id, row.scores[0], row.scores[1])
-        )
+            DatasetVerdict(
+                prompt.prompt_id, chosen.response_id, rejected.response_id, row.scores[0], row.scores[1],
+                row.p_chosen, row.margin,
+            )
+        )  # fmt: skip
 
     def counts(self) -> dict[str, int]:
         return {

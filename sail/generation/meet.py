@@ -35,7 +35,7 @@ def meet_responses(builder: Builder, sources: Sequence[Artifact], where: str, *,
 
 def _answers(source: Artifact, with_rejected: bool) -> Mapping[str, SampleGroup]:
     """prompt_id -> its group, prompts without a response left out."""
-    verdicts = [] if with_rejected else source.read(DatasetVerdict, "verdicts")
+    verdicts = [] if with_rejected else [each for each in source.read(DatasetVerdict, "verdicts") if not each.is_tie]
     rejected = {verdict.rejected_id for verdict in verdicts}
     chosen = {verdict.chosen_id for verdict in verdicts}
     groups = {}

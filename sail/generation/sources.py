@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -30,6 +31,8 @@ class SourceRow:
     scores: tuple[float | None, ...] = ()
     is_pair: bool = False
     thumb: bool | None = None  # of a single response
+    p_chosen: float = 1.0  # of a pair: P(chosen beats rejected), 1/2 for a tie
+    margin: float | None = None  # of a pair: how much better the chosen one is
 
 
 def source_leaf(source: DataSettings, where: str) -> Leaf:
@@ -188,7 +191,32 @@ def _parse_pair(raw: Mapping[str, Any], where: str) -> SourceRow:
     if not prompt or prompt[-1]["role"] == "assistant":
         raise UserError("the prompt must end with a user's turn", where=where, cure="Check the columns of this source")
     scores = (_score(raw, "chosen"), _score(raw, "rejected"))
-    return SourceRow(prompt, (_text(chosen, where), _text(rejected, where)), scores, is_pair=True)
+    texts = (_text(chosen, where), _text(rejected, where))
+    return SourceRow(prompt, texts, scores, True, None, _p_chosen(raw, where), _margin(raw, where))
+
+
+def _p_chosen(raw: Mapping[str, Any], where: str) -> float:
+    """1 unless the row has a column p_chosen, or says with tie: true (or 1) that neither won."""
+    value, tie = raw.get("p_chosen"), raw.get("tie")
+    if tie not in (None, True, False, 0, 1):
+        raise UserError(f"tie is {tie!r}", where=where, cure="It is true or false (1 or 0)")
+    if value is None:
+        return 0.5 if tie else 1.0
+    if not isinstance(value, (int, float)) or not 0.5 <= value <= 1 or (tie and value != 0.5):
+        raise UserError(
+            f"p_chosen is {value!r}{' in a tie' if tie else ''}", where=where,
+            cure="It is a probability from 1/2 (a tie) to 1: call the likelier response chosen",
+        )  # fmt: skip
+    return float(value)
+
+
+def _margin(raw: Mapping[str, Any], where: str) -> float | None:
+    value = raw.get("margin")
+    if value is None:
+        return None
+    if not isinstance(value, (int, float)) or not 0 <= value < math.inf:
+        raise UserError(f"margin is {value!r}", where=where, cure="It is a finite number, 0 or above")
+    return float(value)
 
 
 def _numbered_pair(raw: Mapping[str, Any], where: str) -> Mapping[str, Any]:

@@ -53,28 +53,37 @@ class Evidence(Protocol):
 class ScoreEvidence:
     """Labels by a labeler that scores responses: P(A beats B) = sigmoid((s_a - s_b) / temperature).
 
-    digest is Labeler.digest of the labeler that made the scores artifact. missing_eos_penalty is taken off the scores
-    of responses that did not end by themselves (TRL's option of that name).
+    digest is Labeler.digest of the labeler that made the scores artifact. temperature: a number, or the artifact of
+    fit_reward_model whose calibrated temperature it is (1 where nothing was held out). missing_eos_penalty is taken
+    off the scores of responses that did not end by themselves (TRL's option of that name).
     """
 
     scores: Artifact
     labeler: str
     digest: str
-    temperature: float = 1.0  # in units of the score
+    temperature: float | Artifact = 1.0  # in units of the score
     missing_eos_penalty: float = 0.0  # in units of the score
 
     @property
     def source(self) -> LabelSource:
         return "others"
 
+    def tau(self) -> float:
+        """The temperature as a number; only inside a stage's run."""
+        if isinstance(self.temperature, Artifact):
+            return float(self.temperature.result().get("reward/temperature", 1.0))
+        return self.temperature
+
     def inputs(self) -> dict[str, Keyed]:
-        return {"scores": self.scores}
+        fitted = {"temperature": self.temperature} if isinstance(self.temperature, Artifact) else {}
+        return {"scores": self.scores, **fitted}
 
     def recipe(self, mode: LabelMode) -> dict[str, Any]:
         names: dict[str, Any] = {"by": "scores", "labeler": self.labeler, "digest": self.digest}
         if self.missing_eos_penalty:
             names |= {"missing_eos_penalty": self.missing_eos_penalty}
-        return names if mode == "hard" else names | {"temperature": self.temperature}
+        tau = "calibrated" if isinstance(self.temperature, Artifact) else self.temperature
+        return names if mode == "hard" else names | {"temperature": tau}
 
     def read(self, responses: Artifact) -> Opinions:
         groups = self.scores.read(ScoredGroup, "scores")
@@ -87,7 +96,7 @@ class ScoreEvidence:
             samples = index_responses(responses.read(SampleGroup, "groups"))
             cut = {name for name, (_, sample) in samples.items() if not sample.finished}
             scores = {name: score - self.missing_eos_penalty * (name in cut) for name, score in scores.items()}
-        return _ScoreOpinions(scores, self.temperature)
+        return _ScoreOpinions(scores, self.tau())
 
 
 @dataclass(frozen=True, slots=True)

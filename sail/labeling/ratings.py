@@ -10,7 +10,7 @@ import numpy as np
 from sail.core.artifacts import Artifact, Keyed
 from sail.core.errors import UserError
 from sail.core.records import DatasetRating, DatasetVerdict, SampleGroup
-from sail.labeling.evidence import Evidence
+from sail.labeling.evidence import Evidence, ScoreEvidence
 
 Kind = Literal["thumbs", "score", "win_rate"]
 
@@ -28,6 +28,7 @@ class Ratings(NamedTuple):
     by_response: Mapping[str, Rating]
     labeler: str
     digest: str
+    temperature: float = 1.0  # of its soft labels, where the options name none
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +38,7 @@ class RatingOptions:
     kind: Kind
     normalize: Literal["zscore", "none"] = "zscore"
     threshold: float | None = None  # of raw scores, for thumbs; default: their mean
-    temperature: float = 1.0  # of win rates, in units of the score
+    temperature: float | None = None  # of win rates, in units of the score; default: the labeler's own
 
     def recipe(self) -> dict[str, Any]:
         used: dict[str, dict[str, Any]] = {
@@ -52,7 +53,8 @@ class RatingOptions:
 class DatasetRatings:
     """A dataset's own word on single responses: its ratings table, else the two sides of its pairs.
 
-    A chosen response is a thumb up, a rejected one a thumb down; one that is both in different pairs is left out.
+    A chosen response is a thumb up, a rejected one a thumb down; one that is both in different pairs is left out, and
+    a tie says nothing.
     """
 
     data: Artifact
@@ -65,6 +67,8 @@ class DatasetRatings:
         known: dict[str, Rating] = {}
         contradicted: set[str] = set()
         for verdict in responses.read(DatasetVerdict, "verdicts"):
+            if verdict.is_tie:
+                continue
             for response_id, score, thumb in (
                 (verdict.chosen_id, verdict.score_chosen, True), (verdict.rejected_id, verdict.score_rejected, False),
             ):  # fmt: skip
@@ -92,7 +96,8 @@ class ScoredRatings:
         if scores is None:
             raise ValueError(f"labeler {self.evidence.labeler!r} compares pairs and scores no single response")
         rated = {response_id: Rating(score) for response_id, score in scores.items() if not math.isnan(score)}
-        return Ratings(rated, self.evidence.labeler, self.evidence.digest)
+        temperature = self.evidence.tau() if isinstance(self.evidence, ScoreEvidence) else 1.0
+        return Ratings(rated, self.evidence.labeler, self.evidence.digest, temperature)
 
 
 def targets(
@@ -111,7 +116,7 @@ def targets(
         )  # fmt: skip
     spread = _spread(scores)
     if options.kind == "win_rate":
-        return _win_rates(groups, scores, options.temperature), spread
+        return _win_rates(groups, scores, options.temperature or ratings.temperature), spread
     if options.normalize == "none":
         return scores, spread
     mean, deviation = spread["labels/score_mean"], spread["labels/score_std"] or 1.0

@@ -13,13 +13,19 @@ from sail.core.errors import UserError
 from sail.core.run_settings import RewardFitSettings
 from sail.core.seeds import derive_seed
 from sail.core.store import Builder, Recipe, Workspace
-from sail.labeling.calibration import accuracy, fit_temperature, negative_log_likelihood
-from sail.labeling.reward_model import RewardModel, new_reward_model
+from sail.labeling.calibration import (
+    accuracy,
+    expected_calibration_error,
+    fit_temperature,
+    negative_log_likelihood,
+)
+from sail.labeling.reward_loss import pair_loss
+from sail.labeling.reward_model import RewardModel, freeze_body, new_reward_model
 from sail.labeling.reward_pairs import RewardPair, batches, read_pairs, split_holdout
 from sail.labeling.reward_training import held_out_margins, train
 from sail.policy.loading import Checkpoint, is_adapter, model_folder, quiet_loading
 
-VERSION = 1
+VERSION = 2
 METRICS_FILE = "metrics.jsonl"
 _WHERE = "labelers.fit"
 
@@ -29,11 +35,11 @@ def fit_reward_model(
 ) -> Artifact:
     """A sequence-classification model in <artifact>/model, fitted on the verdicts of `pairs_data`, in fp32.
 
-    Minimises mean -log sigmoid(r_chosen - r_rejected) from `init`, a causal language model, whose head is new and
-    drawn from `seed`. AdamW (.9, .95), warm-up .1, cosine to a tenth, clip 1. metrics.jsonl holds a line per step.
-    The manifest's result: steps, pairs, pairs_holdout, and on the holdout accuracy_holdout, temperature (the tau
-    of sigmoid(margin / tau) with the least nll) and nll (at that tau, nats a pair), null where nothing is held out.
-    UserError if there are no pairs to fit on, or `init` is an adapter.
+    Minimises the mean of sail.labeling.reward_loss from `init`: a causal language model, whose head is new and drawn
+    from `seed`, or a classifier with one output, which keeps its own. AdamW (.9, .95), warm-up .1, cosine to a tenth,
+    clip 1. metrics.jsonl holds a line per step. The manifest's result: steps, pairs, pairs_holdout, and where pairs
+    are held out reward/accuracy_holdout, reward/temperature, reward/nll_holdout, reward/ece_holdout.
+    UserError if there are no pairs to fit on, a column that the settings ask for is missing, or `init` is an adapter.
     """
 
     def run(workspace: Workspace) -> dict[str, Any]:
@@ -41,14 +47,18 @@ def fit_reward_model(
             raise UserError("a reward model cannot start from an adapter", where=f"{_WHERE}.init_from",
                             cure="Name a model with full weights")  # fmt: skip
         model = new_reward_model(model_folder(init), derive_seed(seed, "reward_head"), f"{_WHERE}.init_from")
-        pairs, held_out = split_holdout(read_pairs(pairs_data, model), settings.holdout)
+        if settings.train == "head":
+            freeze_body(model, f"{_WHERE}.train")
+        pairs, held_out = split_holdout(read_pairs(pairs_data, model, settings.margin, _WHERE), settings.holdout)
         _check(pairs, held_out, model)
+        _check_ties(pairs, settings)
         steps = settings.steps or math.ceil(settings.epochs * len(pairs) / settings.train_batch_size)
         _train(workspace, model, list(batches(pairs, steps, settings.train_batch_size, seed)), settings, seed)
         with quiet_loading():
             model.model.save_pretrained(workspace.path / "model")
         model.tokenizer.save_pretrained(workspace.path / "model")
-        figures = _holdout_figures(held_out_margins(model, held_out, settings.max_tokens_per_microbatch))
+        margins = held_out_margins(model, held_out, settings.max_tokens_per_microbatch)
+        figures = _holdout_figures(margins, [pair.p for pair in held_out])
         return {"steps": steps, "pairs": len(pairs), "pairs_holdout": len(held_out), **figures}
 
     recipe = _recipe(settings) | {"seed": seed}
@@ -77,13 +87,23 @@ def _check(pairs: Sequence[RewardPair], held_out: Sequence[RewardPair], model: R
         )  # fmt: skip
 
 
+def _check_ties(pairs: Sequence[RewardPair], settings: RewardFitSettings) -> None:
+    """Without ties in the data nothing tells a threshold from a margin."""
+    if settings.ties != "none" and all(pair.p != 0.5 for pair in pairs):
+        raise UserError(
+            f"{settings.ties} models ties, and no pair of {settings.data!r} is one", where=f"{_WHERE}.ties",
+            cure="Give the data a column 'tie' (true or false) or 'p_chosen' (1/2 for a tie), or leave ties out",
+        )  # fmt: skip
+
+
 def _train(
     workspace: Workspace, model: RewardModel, work: list[list[RewardPair]], settings: RewardFitSettings, seed: int
 ) -> None:
     with Path(workspace.path / METRICS_FILE).open("w") as log, torch.random.fork_rng():
         torch.manual_seed(derive_seed(seed, "reward_dropout"))
         for metrics in train(
-            model, work, learning_rate=settings.learning_rate, weight_decay=settings.weight_decay,
+            model, work, loss=pair_loss(settings.ties, settings.tie_threshold, settings.label_noise),
+            learning_rate=settings.learning_rate, weight_decay=settings.weight_decay,
             max_tokens=settings.max_tokens_per_microbatch,
         ):  # fmt: skip
             log.write(json.dumps(metrics) + "\n")
@@ -91,9 +111,14 @@ def _train(
                 workspace.say(f"step {metrics['step']} of {len(work)}: loss {metrics['loss']:.4f}")
 
 
-def _holdout_figures(margins: list[float]) -> dict[str, float | None]:
+def _holdout_figures(margins: Sequence[float], p: Sequence[float]) -> dict[str, float]:
     if not margins:
-        return {"accuracy_holdout": None, "temperature": None, "nll": None}
-    temperature = fit_temperature(margins)
-    nll = negative_log_likelihood(margins, temperature)
-    return {"accuracy_holdout": accuracy(margins), "temperature": temperature, "nll": nll}
+        return {}
+    temperature = fit_temperature(margins, p)
+    figures = {
+        "reward/accuracy_holdout": accuracy(margins, p),
+        "reward/temperature": temperature,
+        "reward/nll_holdout": negative_log_likelihood(margins, temperature, p),
+        "reward/ece_holdout": expected_calibration_error(margins, temperature, p),
+    }
+    return {name: value for name, value in figures.items() if value is not None}

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 from transformers import (
+    AutoConfig,
     AutoModelForSequenceClassification,
     AutoTokenizer,
     PreTrainedModel,
@@ -76,14 +77,27 @@ def load_reward_model(folder: Path, where: str) -> RewardModel:
 
 
 def new_reward_model(folder: Path, seed: int, where: str) -> RewardModel:
-    """A causal language model with a fresh one-output head in place of its vocabulary, fp32.
+    """A causal language model with a fresh one-output head in place of its vocabulary, or a classifier as it is; fp32.
 
-    On the GPU where there is one. The head is drawn from `seed`; torch's global stream is left as it was.
+    On the GPU where there is one. The head is drawn from `seed`; torch's global stream is left as it was. UserError
+    for a classifier with several outputs.
     """
+    config = AutoConfig.from_pretrained(folder)
+    if config.num_labels != 1 and any("SequenceClassification" in name for name in config.architectures or ()):
+        raise UserError(f"{str(folder)!r} is a classifier with {config.num_labels} outputs", where=where,
+                        cure="Start from a language model, or from a classifier with one output")  # fmt: skip
     with torch.random.fork_rng(), quiet_loading(), another_head():
         torch.manual_seed(seed)
         model = AutoModelForSequenceClassification.from_pretrained(folder, num_labels=1, dtype=torch.float32)
     return _with_padding(model, AutoTokenizer.from_pretrained(folder), where)
+
+
+def freeze_body(reward_model: RewardModel, where: str) -> None:
+    """Leave gradients to the head alone, the weights outside the model that it stands on."""
+    model = reward_model.model
+    if model.base_model is model:
+        raise UserError(f"{type(model).__name__} has no head of its own", where=where, cure="Set train: all")
+    model.base_model.requires_grad_(False)
 
 
 def _with_padding(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, where: str) -> RewardModel:

@@ -4,10 +4,10 @@ import math
 from collections.abc import Iterator, Sequence
 
 import torch
-import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from sail.labeling.calibration import accuracy
+from sail.labeling.reward_loss import PairLoss
 from sail.labeling.reward_model import RewardModel
 from sail.labeling.reward_pairs import RewardPair
 from sail.policy.rows import split_by_tokens
@@ -15,11 +15,6 @@ from sail.policy.rows import split_by_tokens
 _WARMUP_SHARE = 0.1
 _FINAL_SHARE = 0.1  # of the peak learning rate (Ouyang et al. 2203.02155, appendix C)
 _MAX_GRAD_NORM = 1.0
-
-
-def bradley_terry(chosen: Tensor, rejected: Tensor) -> Tensor:
-    """-log sigmoid(r_chosen - r_rejected), shape [B], nats (Bradley and Terry 1952; arXiv 2203.02155, eq. 1)."""
-    return -F.logsigmoid(chosen - rejected)
 
 
 def learning_rate_share(step: int, steps: int) -> float:
@@ -35,41 +30,59 @@ def train(
     reward_model: RewardModel,
     batches: Sequence[Sequence[RewardPair]],
     *,
+    loss: PairLoss,
     learning_rate: float,
     weight_decay: float,
     max_tokens: int,
 ) -> Iterator[dict[str, float]]:
-    """One AdamW step per batch, in place; yields each step's metrics (names of sail.core.metrics)."""
+    """One AdamW step per batch, in place, of the weights that want a gradient.
+
+    Yields each step's metrics (names of sail.core.metrics).
+    """
     model = reward_model.model.train()
+    weights = [weight for weight in model.parameters() if weight.requires_grad]
     optimizer = torch.optim.AdamW(
-        model.parameters(), lr=learning_rate, betas=(0.9, 0.95), weight_decay=weight_decay, foreach=False
+        weights, lr=learning_rate, betas=(0.9, 0.95), weight_decay=weight_decay, foreach=False
     )
     for step, batch in enumerate(batches):
         rate = learning_rate * learning_rate_share(step, len(batches))
         for group in optimizer.param_groups:
             group["lr"] = rate
-        margins = _accumulate(reward_model, batch, max_tokens)
-        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), _MAX_GRAD_NORM)
+        margins = _accumulate(reward_model, batch, loss, max_tokens)
+        norm = torch.nn.utils.clip_grad_norm_(weights, _MAX_GRAD_NORM)
         optimizer.step()
         optimizer.zero_grad()
         yield {
             "step": step + 1,
-            "loss": float(-F.logsigmoid(margins).mean()),
+            "loss": float(loss(margins, *_labels(batch, margins)).mean()),
             "grad_norm": float(norm),
             "learning_rate": rate,
             "rewards/margins": float(margins.mean()),
-            "rewards/accuracies": accuracy(margins.tolist()),
+            **_accuracies(margins, batch),
         }
     model.eval()
 
 
-def _accumulate(model: RewardModel, batch: Sequence[RewardPair], max_tokens: int) -> Tensor:
+def _accuracies(margins: Tensor, batch: Sequence[RewardPair]) -> dict[str, float]:
+    """Nothing for a batch of ties."""
+    share = accuracy(margins.tolist(), [pair.p for pair in batch])
+    return {} if share is None else {"rewards/accuracies": share}
+
+
+def _labels(pairs: Sequence[RewardPair], like: Tensor) -> tuple[Tensor, Tensor]:
+    """p and m of the pairs, [B] each."""
+    return like.new_tensor([pair.p for pair in pairs]), like.new_tensor([pair.margin for pair in pairs])
+
+
+def _accumulate(model: RewardModel, batch: Sequence[RewardPair], loss: PairLoss, max_tokens: int) -> Tensor:
     """Gradients of the batch's mean loss, however it is cut into microbatches; returns the margins, [B] float64."""
     margins = torch.zeros(len(batch), dtype=torch.float64)
     for part in split_by_tokens([pair.width for pair in batch], max_tokens, members=2):
-        chosen, rejected = _both(model, [batch[index] for index in part])
-        (bradley_terry(chosen, rejected).sum() / len(batch)).backward()
-        margins[part] = (chosen - rejected).detach().double().cpu()
+        pairs = [batch[index] for index in part]
+        chosen, rejected = _both(model, pairs)
+        margins_B = chosen - rejected
+        (loss(margins_B, *_labels(pairs, margins_B)).sum() / len(batch)).backward()
+        margins[part] = margins_B.detach().double().cpu()
     return margins
 
 

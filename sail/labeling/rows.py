@@ -113,7 +113,7 @@ def _chosen(groups: Sequence[SampleGroup], responses: Artifact) -> list[SampleGr
     with a thumb down."""
     verdicts = responses.read(DatasetVerdict, "verdicts")  # empty where no dataset was asked
     judged = {verdict.prompt_id for verdict in verdicts}
-    chosen = {verdict.chosen_id for verdict in verdicts}
+    chosen = {verdict.chosen_id for verdict in verdicts if not verdict.is_tie}
     down = {rating.response_id for rating in responses.read(DatasetRating, "ratings") if rating.thumb is False}
 
     def wanted(prompt: Prompt, sample: Sample) -> bool:

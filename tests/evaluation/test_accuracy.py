@@ -37,4 +37,5 @@ def test_samples_make_all_their_pairs_but_ties() -> None:
 
 
 def test_a_dataset_says_which_is_better_itself() -> None:
-    assert dataset_orders([DatasetVerdict("p", "w", "l", None, None)]) == [Order("w", "l")]
+    verdicts = [DatasetVerdict("p", "w", "l", None, None), DatasetVerdict("p", "w", "x", None, None, p_chosen=0.5)]
+    assert dataset_orders(verdicts) == [Order("w", "l")]

@@ -128,3 +128,23 @@ def test_a_split_of_a_local_file_is_refused_rather_than_ignored(tmp_path: Path) 
     (tmp_path / "data.jsonl").write_text('{"prompt": "tea?"}')
     with pytest.raises(UserError, match=r"data\.prefs\.split: split 'test' of a local file"):
         source_leaf(DataSettings(path=str(tmp_path / "data.jsonl"), split="test"), "data.prefs")
+
+
+def test_pairs_may_be_ties_soft_and_have_margins(tmp_path: Path) -> None:
+    pair = {"prompt": "tea?", "chosen": "yes", "rejected": "no"}
+    rows = read(tmp_path, [pair | more for more in ({"tie": True}, {"p_chosen": 0.8, "margin": 2}, {"tie": 0})])
+    assert [(row.p_chosen, row.margin) for row in rows] == [(0.5, None), (0.8, 2.0), (1.0, None)]
+
+
+@pytest.mark.parametrize(
+    ("more", "told"),
+    [
+        ({"p_chosen": 0.3}, "p_chosen is 0.3.*call the likelier response chosen"),
+        ({"p_chosen": 0.8, "tie": 1}, "p_chosen is 0.8 in a tie"),
+        ({"tie": "model_a"}, "tie is 'model_a'"),
+        ({"margin": -1}, "margin is -1"),
+    ],
+)
+def test_ties_and_margins_that_mean_nothing_are_refused(tmp_path: Path, more: dict[str, Any], told: str) -> None:
+    with pytest.raises(UserError, match=f"data.prefs, row 0: {told}"):
+        read(tmp_path, [{"prompt": "tea?", "chosen": "yes", "rejected": "no"} | more])

@@ -3,7 +3,13 @@
 import numpy as np
 import pytest
 
-from sail.labeling.calibration import TEMPERATURE_RANGE, accuracy, fit_temperature, negative_log_likelihood
+from sail.labeling.calibration import (
+    TEMPERATURE_RANGE,
+    accuracy,
+    expected_calibration_error,
+    fit_temperature,
+    negative_log_likelihood,
+)
 
 
 def test_the_fitted_temperature_minimises_the_likelihood() -> None:
@@ -24,3 +30,22 @@ def test_the_temperature_stays_in_its_range() -> None:
 
 def test_accuracy_counts_ties_half() -> None:
     assert accuracy([1.0, -1.0, 0.0, 2.0]) == 0.625
+
+
+def test_ties_of_the_data_are_no_test_of_the_order() -> None:
+    assert accuracy([1.0, -1.0, 9.0], [1.0, 0.7, 0.5]) == 0.5
+    assert accuracy([9.0], [0.5]) is None
+
+
+def test_soft_pairs_ask_for_the_temperature_that_gives_their_probability() -> None:
+    nine_to_one = float(np.log(9.0))
+    assert fit_temperature([2 * nine_to_one] * 3, [0.9] * 3) == pytest.approx(2.0, abs=1e-6)
+    entropy = -(0.9 * np.log(0.9) + 0.1 * np.log(0.1))
+    assert negative_log_likelihood([2 * nine_to_one], 2.0, [0.9]) == pytest.approx(entropy)
+
+
+def test_the_calibration_error_by_hand() -> None:
+    three_to_one = float(np.log(3.0))  # q = 3/4 for all four pairs, of which half are right
+    margins = [three_to_one, three_to_one, -three_to_one, -three_to_one]
+    assert expected_calibration_error(margins, 1.0) == pytest.approx(0.25)
+    assert expected_calibration_error([], 1.0) is None

@@ -1,6 +1,7 @@
 """Labels by the dataset and by the policy."""
 
 import math
+from dataclasses import replace
 from typing import Literal
 
 import pytest
@@ -8,7 +9,7 @@ import pytest
 from sail.core.errors import UserError
 from sail.core.records import LabelMode, SampleGroup
 from sail.core.route_settings import HygieneSettings
-from sail.core.store import Store
+from sail.core.store import Recipe, Store
 from sail.labeling import DatasetEvidence, PolicyEvidence
 from sail.labeling.pairing_options import PairingOptions
 from sail.labeling.pairs import pair_responses
@@ -55,6 +56,26 @@ def test_a_hard_dataset_label_is_the_verdict_even_where_the_scores_disagree(stor
     pairs = pairs_of(store, data, DatasetEvidence(data, "prefs"), PairingOptions("verdicts", "hard", 7))
     assert {pair.chosen[0]["content"] for pair in pairs} == {"good"}
     assert [pair.p_a for pair in pairs] == [1.0 if pair.score_a == 1.0 else 0.0 for pair in pairs]
+
+
+def test_a_dataset_may_say_itself_how_sure_it_is(store: Store) -> None:
+    groups = [make_group(f"{number} film", "good", "bad", stop_kind="dataset") for number in range(2)]
+    verdicts = [replace(verdict_of(group, (3.0, 1.0)), p_chosen=p) for group, p in zip(groups, (0.8, 0.5), strict=True)]
+    data = write_groups(store, groups, verdicts)
+    soft, tie = pairs_of(store, data, DatasetEvidence(data, "prefs"), PairingOptions("verdicts", "soft", 7))
+    assert soft.p_a == pytest.approx(0.8 if soft.score_a == 3.0 else 0.2)
+    assert (tie.p_a, tie.verdict) == (0.5, "tie")
+
+
+def test_a_reward_model_fitted_here_brings_its_temperature(store: Store) -> None:
+    groups = [make_group("film", "good", "bad")]
+    fitted = store.build(Recipe("reward", 1, {}, {}), lambda workspace: {"reward/temperature": 4.0})
+    evidence = replace(scored(store, groups, 2.0, 0.0), temperature=fitted)
+    options = PairingOptions("all", "soft", seed=7)
+    (pair,) = pairs_of(store, write_groups(store, groups), evidence, options)
+    assert pair.p_a == pytest.approx(1 / (1 + math.exp(-2.0 / 4.0)))
+    assert evidence.recipe("soft")["temperature"] == "calibrated" and evidence.inputs()["temperature"] is fitted
+    assert "temperature" not in evidence.recipe("hard")
 
 
 def test_a_dataset_does_not_label_what_it_has_not_seen(store: Store) -> None:

@@ -60,6 +60,10 @@ def test_a_response_that_won_once_and_lost_once_keeps_its_score_and_has_no_thumb
         assert known == {A: Rating(7.0, True), B: Rating(5.0, None), C: Rating(1.0, False)}
 
 
+def test_a_tie_points_no_thumb(store: Store) -> None:
+    assert read(store, [DatasetVerdict(FILM.prompt.prompt_id, A, B, 7.0, 7.0, p_chosen=0.5)]) == {}
+
+
 def test_a_rating_of_its_own_overrules_the_pairs(store: Store) -> None:
     film = FILM.prompt.prompt_id
     verdicts = [DatasetVerdict(film, A, B, None, None)]
@@ -147,6 +151,13 @@ def test_a_win_rate_is_the_row_mean_of_the_sigmoid_matrix_itself_included() -> N
     assert sum(known[id_] for id_ in (A, B, C)) == pytest.approx(1.5)
 
 
+def test_without_a_temperature_win_rates_take_the_labelers_own() -> None:
+    scores = by_scores(1.0, 2.0, 4.0, 0.5)
+    own, _ = targets([FILM, BOOK], scores._replace(temperature=2.0), RatingOptions("win_rate"), "r")
+    asked, _ = targets([FILM, BOOK], scores, RatingOptions("win_rate", temperature=2.0), "r")
+    assert own == asked
+
+
 def test_win_rates_of_scores_far_apart_are_certain_and_finite() -> None:
     known, _ = targets([BOOK], Ratings({D: Rating(1e6), E: Rating(-1e6)}, "rm", "d"), RatingOptions("win_rate"), "r")
     assert known == {D: pytest.approx(0.75), E: pytest.approx(0.25)}
@@ -158,4 +169,4 @@ def test_win_rates_of_scores_far_apart_are_certain_and_finite() -> None:
 def test_only_what_acts_is_in_the_recipe() -> None:
     assert RatingOptions("score").recipe() == {"as": "score", "normalize": "zscore"}
     assert RatingOptions("thumbs", threshold=1.0).recipe() == {"as": "thumbs", "threshold": 1.0}
-    assert RatingOptions("win_rate", threshold=1.0).recipe() == {"as": "win_rate", "temperature": 1.0}
+    assert RatingOptions("win_rate", temperature=2.0).recipe() == {"as": "win_rate", "temperature": 2.0}

@@ -3,28 +3,33 @@
 import json
 import math
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.torch import load_file
+from transformers import AutoModelForSequenceClassification
 
 from sail.core.artifacts import Artifact, leaf
 from sail.core.atomic import file_sha256, tree_files
 from sail.core.errors import UserError
 from sail.core.metrics import METRICS
-from sail.core.records import ScoredGroup
+from sail.core.records import Example, ScoredGroup
 from sail.core.run_settings import RewardFitSettings, RewardModelLabeler
 from sail.core.store import Store
+from sail.labeling.labelers.reward_model import score_examples
 from sail.labeling.reward_fit import METRICS_FILE, fit_reward_model
-from sail.labeling.reward_model import new_reward_model
+from sail.labeling.reward_loss import pair_loss
+from sail.labeling.reward_model import load_reward_model, new_reward_model
 from sail.labeling.reward_pairs import RewardPair, batches, split_holdout
-from sail.labeling.reward_training import bradley_terry, learning_rate_share, train
+from sail.labeling.reward_training import learning_rate_share, train
 from sail.labeling.scores import make_labeler, score_responses
 
 from .doubles import make_group
-from .stored import write_data, write_groups
+from .stored import verdict_of, write_data, write_groups
 
 TOPICS = ("film", "book", "meal", "song")
 SETTINGS = RewardFitSettings(data="prefs", steps=30, train_batch_size=16, learning_rate=5e-3, holdout=0.25)
@@ -50,10 +55,12 @@ def fit(
 def test_it_learns_an_obvious_preference_and_serves_as_a_labeler(store: Store, policy_folder: Path) -> None:
     reward = fit(store, write_data(store, praise_wins(120)), policy_folder)
     result = reward.result()
-    assert result["accuracy_holdout"] > 0.9
+    assert result["reward/accuracy_holdout"] > 0.9
     assert result["pairs"] + result["pairs_holdout"] == 120
     assert result["steps"] == 30
-    assert result["nll"] < math.log(2)
+    assert result["reward/nll_holdout"] < math.log(2)
+    assert 0 <= result["reward/ece_holdout"] < 0.2
+    assert METRICS.keys() >= result.keys() - {"steps", "pairs", "pairs_holdout"}
     groups = [make_group("film", "the film was great .", "the film was awful .")]
     labeler = make_labeler("rm", RewardModelLabeler(fit=SETTINGS), reward)
     (scored,) = score_responses(store, write_groups(store, groups), labeler).read(ScoredGroup, "scores")
@@ -107,15 +114,64 @@ def test_nothing_to_fit_on_is_an_error(store: Store, policy_folder: Path) -> Non
 
 def test_no_holdout_gives_no_figures(store: Store, policy_folder: Path) -> None:
     reward = fit(store, write_data(store, praise_wins(8)), policy_folder, SETTINGS.replace(steps=1, holdout=0.0))
-    assert [reward.result()[name] for name in ("accuracy_holdout", "temperature", "nll")] == [None] * 3
+    assert reward.result() == {"steps": 1, "pairs": 8, "pairs_holdout": 0}
+
+
+def test_a_classifier_keeps_its_head_and_goes_on(store: Store, policy_folder: Path) -> None:
+    data = write_data(store, praise_wins(60))
+    first = fit(store, data, policy_folder)
+    again = fit(store, data, first.path / "model", SETTINGS.replace(steps=1, learning_rate=1e-9))
+    assert json.loads((again.path / METRICS_FILE).read_text())["rewards/accuracies"] > 0.9
+
+
+def test_a_classifier_with_two_outputs_is_no_start(store: Store, policy_folder: Path, tmp_path: Path) -> None:
+    AutoModelForSequenceClassification.from_pretrained(policy_folder, num_labels=2).save_pretrained(tmp_path / "two")
+    with pytest.raises(UserError, match=r"fit\.init_from: .* is a classifier with 2 outputs"):
+        fit(store, write_data(store, praise_wins(8)), tmp_path / "two")
+
+
+def test_a_head_on_the_policy_leaves_the_policy_as_it_was(store: Store, policy_folder: Path) -> None:
+    settings = SETTINGS.replace(train="head", steps=40, learning_rate=0.05)
+    reward = fit(store, write_data(store, praise_wins(120)), policy_folder, settings)
+    before, after = load_file(policy_folder / "model.safetensors"), load_file(reward.path / "model/model.safetensors")
+    assert all(torch.equal(before[name], weight) for name, weight in after.items() if name != "score.weight")
+    assert reward.result()["reward/accuracy_holdout"] > 0.75  # of a random body, whose last state knows few words
+
+
+def test_margins_of_the_data_reach_the_loss(store: Store, policy_folder: Path) -> None:
+    groups = [make_group(*row, stop_kind="dataset") for row in praise_wins(40)]
+    verdicts = [replace(verdict_of(group), margin=3.0) for group in groups]
+    settings = SETTINGS.replace(steps=1, holdout=0.0)
+    losses = [
+        json.loads((fit(store, data, policy_folder, settings.replace(margin=margin)).path / METRICS_FILE).read_text())
+        for data, margin in (
+            (write_groups(store, groups, verdicts), "column"),
+            (write_groups(store, groups, [verdict_of(group) for group in groups]), 3.0),
+        )
+    ]
+    assert losses[0] == losses[1]
+    assert losses[0]["loss"] == pytest.approx(math.log(1 + math.exp(3.0)), abs=0.2)
+
+
+def test_columns_that_the_settings_ask_for_are_named_where_they_are_missing(store: Store, policy_folder: Path) -> None:
+    data = write_data(store, praise_wins(8))
+    with pytest.raises(UserError, match=r"fit\.margin: a pair of prompt .* has no column 'margin'.*columns:"):
+        fit(store, data, policy_folder, SETTINGS.replace(margin="column"))
+    with pytest.raises(UserError, match=r"fit\.ties: .* no pair of 'prefs' is one.*column 'tie'"):
+        fit(store, data, policy_folder, SETTINGS.replace(ties="davidson"))
+
+
+def test_ties_bring_rewards_together(store: Store, policy_folder: Path) -> None:
+    texts = ("the film was great .", "the film was awful .", "the film was lovely .", "the film was dull .")
+    groups = [make_group(f"{n} film", *texts[:2] if n % 2 else texts[2:], stop_kind="dataset") for n in range(80)]
+    verdicts = [replace(verdict_of(group), p_chosen=1.0 if n % 2 else 0.5) for n, group in enumerate(groups)]
+    reward = fit(store, write_groups(store, groups, verdicts), policy_folder, SETTINGS.replace(ties="rao_kupper"))
+    model = load_reward_model(reward.path / "model", "")
+    great, awful, lovely, dull = score_examples(model, [Example(groups[0].prompt.messages, t, True) for t in texts], 4)
+    assert great - awful > 4 * abs(lovely - dull)
 
 
 # --- its parts
-
-
-def test_bradley_terry_by_hand() -> None:
-    loss = bradley_terry(torch.tensor([1.0, 0.0]), torch.tensor([0.0, 0.0]))
-    assert loss.tolist() == pytest.approx([math.log(1 + math.exp(-1)), math.log(2)], abs=1e-6)
 
 
 def test_microbatches_do_not_change_a_step(policy_folder: Path) -> None:
@@ -125,7 +181,8 @@ def test_microbatches_do_not_change_a_step(policy_folder: Path) -> None:
     steps = []
     for max_tokens in (1, 40, 10_000):
         model = new_reward_model(policy_folder, 3, "")
-        (metrics,) = train(model, [batch], learning_rate=1e-3, weight_decay=0.0, max_tokens=max_tokens)
+        settings = {"learning_rate": 1e-3, "weight_decay": 0.0}
+        (metrics,) = train(model, [batch], loss=pair_loss(), max_tokens=max_tokens, **settings)
         steps.append((metrics["loss"], metrics["grad_norm"]))
     assert steps[0] == pytest.approx(steps[1], rel=1e-5)
     assert steps[0] == pytest.approx(steps[2], rel=1e-5)

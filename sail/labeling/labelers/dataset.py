@@ -16,8 +16,9 @@ from sail.labeling.labels import Opinion, Winner, by_scores
 class DatasetEvidence:
     """The verdicts table of a data artifact, the one whose responses are paired; needs the pairing 'verdicts'.
 
-    The winner is the chosen response, whatever the scores beside it say. Where the dataset has both scores, P(A
-    beats B) = sigmoid((s_a - s_b) / temperature); where it has not, only hard labels can be made.
+    The winner is the chosen response, whatever the scores beside it say; p_chosen of 1/2 is a tie. P(A beats B) is
+    p_chosen where the dataset says one below 1, else sigmoid((s_a - s_b) / temperature) where it has both scores;
+    where it has neither, only hard labels can be made.
     """
 
     data: Artifact
@@ -61,9 +62,11 @@ class _DatasetOpinions:
         if verdict is None:
             raise ValueError(f"{pair.pair_id} comes from no verdict: DatasetEvidence needs the pairing 'verdicts'")
         a_is_chosen = verdict.chosen_id == pair.a.response_id
-        winner: Winner = "A" if a_is_chosen else "B"
-        if verdict.score_chosen is None or verdict.score_rejected is None:
-            return Opinion(winner, None, None, None)
+        winner: Winner = "tie" if verdict.is_tie else "A" if a_is_chosen else "B"
         scores = (verdict.score_chosen, verdict.score_rejected)
         score_a, score_b = scores if a_is_chosen else scores[::-1]
+        if verdict.p_chosen < 1.0:
+            return Opinion(winner, verdict.p_chosen if a_is_chosen else 1.0 - verdict.p_chosen, score_a, score_b)
+        if score_a is None or score_b is None:
+            return Opinion(winner, None, None, None)
         return by_scores(score_a, score_b, self.temperature)._replace(winner=winner)
