@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
 
-from loops.checks import POLICY
 from loops.context import Context
 from loops.plan import PlanBuilder
+from loops.refresh_checks import refreshed_routes
 from loops.routes import Routes
 from sail.core import atomic
 from sail.core.artifacts import Artifact, Leaf
@@ -77,7 +77,7 @@ class RoundRefresh:
         part = Part(segment.first, segment.last, segment.steps)
         routes = self._routes(Store(folder, within=True), policy, part)
         made: dict[str, Artifact] = {}
-        inputs = [routes.route(name, self.phase.routes[name], self.turn, made) for name in self.routes]
+        inputs = [routes.route(name, route, self.turn, made) for name, route in self.routes.items()]
         if not (folder / CONTENTS).exists():
             atomic.write_json(folder / CONTENTS, {name: artifact.id for name, artifact in made.items()})
         return inputs
@@ -93,11 +93,6 @@ class RoundRefresh:
         policies = [policy] * (self.turn + 1)
         first_round, prompts = self.ordinary.first_round, self.ordinary.prompts
         return Routes(context, self.phase, first_round, policies, self._reference, prompts, part)
-
-
-def refreshed_routes(phase: PhaseSettings) -> tuple[str, ...]:
-    """The routes whose samples are drawn from the policy that trains."""
-    return tuple(name for name, route in phase.routes.items() if POLICY in route.sources and route.share != 0)
 
 
 def _resident(reference: Checkpoint) -> Resident:
