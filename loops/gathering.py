@@ -5,12 +5,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from loops.refresh import CONTENTS
 from sail.core.artifacts import Artifact, Keyed
 from sail.core.records import PreferencePair, ResponseRow, SampleGroup, ScoredGroup
 from sail.core.store import Builder, Recipe, Workspace
 from sail.labeling.label_figures import label_figures
-from sail.update.feed import SEGMENTS
+from sail.update.feed import CONTENTS, SEGMENTS
 
 VERSION = 1
 _TABLES: dict[str, tuple[str, type]] = {
@@ -44,7 +43,8 @@ def _gathered(
     table, kind = _TABLES[stage]
 
     def run(workspace: Workspace) -> dict[str, Any]:
-        parts = [_part(folder, name) for folder in sorted((checkpoint.path / SEGMENTS).iterdir())]
+        folders = [checkpoint.path / SEGMENTS / f"{index:05d}" for index in range(checkpoint.result()["refreshes"])]
+        parts = [_part(folder, name) for folder in folders]
         rows: list[list[Any]] = [part.read(kind, table) for part in parts]
         everything = [row for part in rows for row in part]
         workspace.write(table, everything, kind)

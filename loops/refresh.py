@@ -22,10 +22,8 @@ from sail.core.store import Build, Builder, Recipe, Store
 from sail.generation.prompts import Part
 from sail.labeling.labeler_row import Labeler
 from sail.policy.loading import Checkpoint, Resident, load_policy, model_folder
-from sail.update.feed import Segment
+from sail.update.feed import CONTENTS, Segment
 from sail.update.items import RouteInput
-
-CONTENTS = "segment.json"
 
 
 @dataclass
@@ -80,6 +78,8 @@ class RoundRefresh:
         inputs = [routes.route(name, route, self.turn, made) for name, route in self.routes.items()]
         if not (folder / CONTENTS).exists():
             atomic.write_json(folder / CONTENTS, {name: artifact.id for name, artifact in made.items()})
+            atomic.sync_folder(folder.parent)
+            atomic.sync_folder(folder.parent.parent)
         return inputs
 
     def close(self) -> None:

@@ -22,7 +22,7 @@ from sail.policy.loading import PolicyModel, Resident, load_tokenizer
 from sail.update.inputs import UpdateInputs, update_recipe
 from sail.update.items import Item, RouteInput, load_items
 
-SEGMENTS = "segments"
+SEGMENTS, CONTENTS = "segments", "segment.json"  # the file is written when all of a segment is there
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +56,7 @@ class Feed:
 
     items: dict[str, list[Item]]
     steps_per_generation: int = 0
-    draw: Callable[[Segment], Sequence[RouteInput]] | None = None
+    draw: Callable[[Segment, int], Sequence[RouteInput]] | None = None
     since: dict[str, int] = field(default_factory=dict)  # refreshed route -> the step its rows were drawn at
     reached: int = -1  # index of the last segment
 
@@ -66,7 +66,8 @@ class Feed:
             return
         self.reached = step // self.steps_per_generation
         first = self.reached * self.steps_per_generation
-        routes = self.draw(Segment(self.reached, first, min(first + self.steps_per_generation, steps), steps))
+        segment = Segment(self.reached, first, min(first + self.steps_per_generation, steps), steps)
+        routes = self.draw(segment, step)
         self.items |= {route.name: _some_items(route) for route in routes}
         self.since |= {route.name: first for route in routes}
 
@@ -91,11 +92,13 @@ def feed(workspace: Workspace, inputs: UpdateInputs, model: PolicyModel, refresh
     tokenizer = load_tokenizer(inputs.tokenizer or inputs.start, inputs.chat_template)
     with LivePolicy(model, tokenizer, workspace.scratch / "policy", served=refresh.served) as live:
 
-        def draw(segment: Segment) -> Sequence[RouteInput]:
+        def draw(segment: Segment, step: int) -> Sequence[RouteInput]:
+            folder = workspace.path / SEGMENTS / f"{segment.index:05d}"
+            assert step == segment.first or (folder / CONTENTS).exists(), "no policy of another step may draw it"
             workspace.say(f"refresh {segment.index + 1}, at step {segment.first} of {segment.steps}")
             policy = live.at(version_at(inputs, segment.first))
             model.eval()
-            routes = refresh.draw(workspace.path / SEGMENTS / f"{segment.index:05d}", policy, segment)
+            routes = refresh.draw(folder, policy, segment)
             model.train()
             return routes
 
