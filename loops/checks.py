@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 
 from loops.label_checks import check_labelers, check_route_labels, may_lack_labels
+from loops.refresh_checks import check_refresh
 from sail.core.errors import UserError
 from sail.core.records import LabelMode
 from sail.core.route_settings import GREEDY, SAMPLED, LossSettings, RouteSettings
@@ -31,6 +32,7 @@ def check_run(settings: RunSettings, engines: Iterable[str]) -> list[str]:
         _check_schedule(phase)
         _check_penalty(phase)
         _check_linear_alignment(phase)
+        check_refresh(phase, settings)
         check_optimizer(phase.update.optimizer)
         if phase.routes:
             exact_shares({name: route.share for name, route in phase.routes.items()})
@@ -85,6 +87,11 @@ def check_model(settings: RunSettings, model: Checkpoint) -> None:
     if not is_encoder_decoder(model):
         return
     for phase in settings.phases:
+        if phase.steps_per_generation is not None:
+            raise UserError(
+                f"{settings.model_name_or_path!r} is an encoder-decoder, which is not refreshed within a round",
+                where=f"{phase.name}: steps_per_generation", cure="Leave it out",
+            )  # fmt: skip
         if engine_of(phase) == "vllm" and (samples_policy(phase) or phase.evaluation.num_prompts > 0):
             raise UserError(
                 f"{settings.model_name_or_path!r} is an encoder-decoder, which vLLM does not serve",
@@ -230,7 +237,7 @@ def _facts(phase: PhaseSettings, route: RouteSettings, loss: LossSettings, setti
         min_p=generation.min_p,
         min_tokens=generation.min_tokens,
         linear_alignment=generation.linear_alignment is not None,
-        stale=True,  # a round takes many optimizer steps on its samples
+        stale=phase.steps_per_generation != 1,  # more than one optimizer step on the same samples
         own_samples=phase.num_rounds < 2 or (phase.round.init_from == "previous" and phase.round.data == "new"),
         importance_mode=phase.importance_sampling.mode,
         importance_apply_to=phase.importance_sampling.apply_to,

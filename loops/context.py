@@ -1,6 +1,7 @@
 """What the stages of a run share: the builder, the starting model, the data artifacts, labelers and engines."""
 
 from collections.abc import Mapping
+from copy import copy
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ from sail.generation.prompts import split_prompts
 from sail.generation.sources import source_leaf
 from sail.generation.vllm_engine import VllmEngine
 from sail.labeling import LABELERS
-from sail.labeling.labeler_row import Labeler, PairLabeler
+from sail.labeling.labeler_row import Labeler, PairLabeler, kept_open
 from sail.labeling.labelers.judge import PolicyEndpoint
 from sail.labeling.reward_fit import fit_reward_model
 from sail.labeling.scores import make_labeler
@@ -72,6 +73,7 @@ class Context:
     engines: Engines | None = None  # of several runs, closed by whoever opened them; default: its own
     download: bool = True  # of Hub models everything; else their configs alone, which is enough to plan
     _sources: dict[str, Leaf] = field(default_factory=dict)
+    _kept: dict[str, Labeler] | None = None  # labelers that were opened and stay so
 
     def __post_init__(self) -> None:
         self.model = resolve_model(self.settings.model_name_or_path, self.settings.revision, download=self.download)
@@ -79,6 +81,12 @@ class Context:
         template = self.settings.chat_template
         self._engines = self.engines or Engines(self.log_folder)
         self.template = None if template is None else leaf(Path(template), "chat_template")
+
+    def building_with(self, builder: Builder, kept: dict[str, Labeler]) -> "Context":
+        """The same run with another builder; its labelers of single responses are loaded once and stay in `kept`."""
+        other = copy(self)
+        other.builder, other._kept = builder, kept
+        return other
 
     def seed(self, stream: Stream, *names: str, phase: PhaseSettings | None = None) -> int:
         """The seed of a random stream: its own, else the phase's, else the run's."""
@@ -118,9 +126,12 @@ class Context:
 
         policy: who judges where the labeler is a judge at url: policy; default the starting policy.
         """
+        if self._kept is not None and name in self._kept:
+            return self._kept[name]
         settings = self.settings.labelers[name]
         made_here = self._policy_endpoint(settings, policy) or self._reward_model(name, settings)
-        return make_labeler(name, settings, made_here)
+        labeler = make_labeler(name, settings, made_here)
+        return labeler if self._kept is None else self._kept.setdefault(name, kept_open(labeler))
 
     def pair_labeler(self, name: str, policy: Checkpoint) -> PairLabeler:
         """The labeler `name` of pairs."""

@@ -15,7 +15,9 @@ from dataclasses import dataclass, field
 
 from loops.checks import engine_of, loss_params, sources_of
 from loops.context import Context
+from loops.gathering import gather
 from loops.labelling import Responses, scores_by
+from loops.refresh import RoundRefresh
 from loops.routes import Routes
 from sail.core.artifacts import Artifact
 from sail.core.run_settings import PhaseSettings
@@ -96,10 +98,16 @@ class PhaseLoop:
     def _update(self, turn: int, made: dict[str, Artifact]) -> Artifact:
         context, phase = self.context, self.phase
         carry = phase.round.optimizer == "carry"
-        routes = self.routes.inputs(turn, made)
+        drawn: dict[str, Artifact] = {}  # in parts, while the update trains
+        refresh = None
+        if phase.steps_per_generation is None:
+            routes = self.routes.inputs(turn, made)
+        else:
+            refresh = RoundRefresh(context, phase, self.routes, turn, self.reference)
+            routes = refresh.inputs(made, drawn)
         self.trained_on = [source.rows for route in routes for source in route.sources]
         before = self.policies[turn]
-        return update(
+        checkpoint = update(
             self.builder,
             UpdateInputs(
                 start=before if phase.round.init_from == "previous" else self.policies[0],
@@ -108,6 +116,7 @@ class PhaseLoop:
                 importance=phase.importance_sampling,
                 seed=context.seed("update", phase=phase),
                 round_index=self.first_round + turn,
+                steps_per_generation=phase.steps_per_generation,
                 lora=context.settings.lora,
                 carry_from=before if carry and turn > 0 and isinstance(before, Artifact) else None,
                 keep_optimizer=carry,
@@ -117,7 +126,15 @@ class PhaseLoop:
                 tokenizer=context.model if phase.components.prompt_tag is not None else None,
             ),
             context.launch,
+            refresh,
         )
+        if refresh is not None:
+            refresh.close()
+            made |= gather(self.builder, checkpoint, drawn, self._label_seeds())
+        return checkpoint
+
+    def _label_seeds(self) -> dict[str, int]:
+        return {name: self.context.seed("labels", name, phase=self.phase) for name in self.phase.routes}
 
     def _prompts(self, turn: int, target: float | str | None = None) -> Artifact:
         """The phase's prompts as policies[turn] is to see them: tagged, once it was trained with tags."""

@@ -10,6 +10,7 @@ from sail.core.artifacts import Artifact
 from sail.core.route_settings import GREEDY, SAMPLED, LossSettings, RouteSettings
 from sail.core.run_settings import PhaseSettings
 from sail.generation.meet import meet_responses
+from sail.generation.prompts import Part
 from sail.generation.stage import generate, greedy
 from sail.labeling.audit import audit_labels
 from sail.labeling.evidence import Evidence
@@ -40,14 +41,16 @@ class Routes:
         policies: Sequence[Checkpoint],
         reference: Callable[[int], Checkpoint],
         prompts: Callable[[int], Artifact],
+        part: Part | None = None,
     ) -> None:
         self.context, self.phase, self.builder = context, phase, context.builder
         self.first_round = first_round  # rounds are counted over all phases
         self.policies, self.reference, self.prompts = policies, reference, prompts
+        self.part = part  # of a round's prompts; default: all of them
 
     def inputs(self, turn: int, made: dict[str, Artifact]) -> list[RouteInput]:
         """What the update of a turn learns from; `made` takes down what was made on the way."""
-        return [self._route(name, route, turn, made) for name, route in self.phase.routes.items() if route.share != 0]
+        return [self.route(name, route, turn, made) for name, route in self.phase.routes.items() if route.share != 0]
 
     def logps(self, responses: Artifact, checkpoint: Checkpoint, table: str = "groups") -> Artifact:
         update = self.phase.update
@@ -60,7 +63,7 @@ class Routes:
         """The prompts that no row of a dataset may be trained on."""
         return self.context.prompts(self.phase) if self.phase.evaluation.num_prompts > 0 else None
 
-    def _route(self, name: str, route: RouteSettings, turn: int, made: dict[str, Artifact]) -> RouteInput:
+    def route(self, name: str, route: RouteSettings, turn: int, made: dict[str, Artifact]) -> RouteInput:
         """The rows of one route: a data source, or this round's samples (and, with data: all, the earlier ones)."""
         turns = range(0 if self.phase.round.data == "all" else turn, turn + 1) if route.samples else [turn]
         sources = [self._rows(name, route, self._responses(name, route, t), t, turn, made) for t in turns]
@@ -89,7 +92,7 @@ class Routes:
             policy=self.reference(turn) if source == "reference" else self.policies[turn], origin=source,
             engine_settings=context.engine_settings(phase.generation.engine), num_samples=route.generations(source),
             per_round=phase.prompts.per_round, round_index=self.first_round + turn,
-            seed=context.seed("samples", phase=phase), chat_template=context.template,
+            seed=context.seed("samples", phase=phase), chat_template=context.template, part=self.part,
         )  # fmt: skip
 
     def _rows(

@@ -111,7 +111,7 @@ def one_process(where: str) -> None:
 
 def check_engines(plan: PlanBuilder, settings: RunSettings) -> None:
     """Refuse what could not sample, where samples are to be drawn."""
-    if any(stage.artifact.stage == "samples" for stage in plan.new):
+    if any(stage.artifact.stage == "samples" for stage in plan.new):  # gathered ones too: the update draws them
         for phase in settings.phases:
             ENGINES[engine_of(phase)].check(settings.vllm)
 

@@ -255,6 +255,9 @@ class PhaseSettings(Settings):
     prompts: PromptSettings | None = meaning(None)
     routes: dict[str, RouteSettings] = meaning(doc="named streams of rows; none: the phase only evaluates")
     loss: LossSettings = meaning(doc="the loss of every route that has none of its own")
+    steps_per_generation: int | None = meaning(
+        None, "optimizer steps between two refreshes of the sampler; default: the whole round", gt=0
+    )
     round: RoundSettings = meaning(RoundSettings())
     update: UpdateSettings = meaning(UpdateSettings())
     generation: GenerationSettings = meaning(GenerationSettings())

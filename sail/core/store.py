@@ -6,7 +6,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -85,6 +85,7 @@ class Builder(Protocol):
 class Store:
     root: Path
     on_event: Callable[[StageEvent], None] = field(default=lambda event: None)
+    within: bool = False  # an artifact that is being built: its lock is held, and guards what is built inside
 
     def artifact(self, stage: str, key: str) -> Artifact:
         return Artifact(stage, key, self.root / f"{stage}-{key}")
@@ -96,7 +97,7 @@ class Store:
         """
         artifact = self.artifact(recipe.stage, recipe.key)
         if not artifact.committed:
-            with self._lock(artifact):
+            with nullcontext() if self.within else self._lock(artifact):
                 if not artifact.committed:  # another process may just have finished it
                     return self._built(recipe, artifact, run)
         self.on_event(StageEvent("reused", artifact))

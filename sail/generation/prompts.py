@@ -1,6 +1,7 @@
 """The prompts stage: which prompts are trained on, which are held out, and which a round samples."""
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from sail.core.artifacts import Artifact
 from sail.core.errors import UserError
@@ -37,6 +38,25 @@ def split_prompts(
 
     inputs = {"training": training, "evaluation": evaluation}
     return builder.build(Recipe("prompts", VERSION, {"num_held_out": num_held_out, "seed": seed}, inputs), run)
+
+
+class Part(NamedTuple):
+    """Steps first .. last - 1 of a round of `steps`, as a part of its prompts."""
+
+    first: int
+    last: int
+    steps: int
+
+
+def part_of(prompts: Sequence[Prompt], part: Part) -> list[Prompt]:
+    """As many of a round's prompts as the part has of its steps; all parts together are the round's prompts."""
+    chosen = prompts[len(prompts) * part.first // part.steps : len(prompts) * part.last // part.steps]
+    if not chosen:
+        raise UserError(
+            f"{len(prompts)} prompts for {part.steps} steps leave none for steps {part.first} to {part.last - 1}",
+            where="prompts.per_round", cure="Raise it, or steps_per_generation",
+        )  # fmt: skip
+    return list(chosen)
 
 
 def round_prompts(prompts: Sequence[Prompt], per_round: int | None, *, round_index: int, seed: int) -> list[Prompt]:

@@ -14,7 +14,7 @@ from sail.core.seeds import derive_seed
 from sail.core.store import Builder, Recipe, Workspace
 from sail.generation.engine import Drawn, Engine, SampleRequest, ServerEngine
 from sail.generation.linear_alignment import principled_ids
-from sail.generation.prompts import round_prompts
+from sail.generation.prompts import Part, part_of, round_prompts
 from sail.policy.chat import response_text
 from sail.policy.loading import Checkpoint, context_length, load_tokenizer
 
@@ -36,15 +36,18 @@ def generate(
     seed: int,
     chat_template: Leaf | None = None,
     origin: str = "policy",
+    part: Part | None = None,
 ) -> Artifact:
     """Draw num_samples responses to each prompt of the round from `policy`; samples bear their origin's name.
 
     `table` of the prompts artifact is 'train' or 'held_out'. The seed of a prompt is the hash of (seed, table, origin,
-    round, prompt id); sample i has seed + i.
+    round, prompt id); sample i has seed + i. part: of the round's prompts, where they are not drawn at once.
     """
 
     def run(workspace: Workspace) -> dict[str, Any]:
         drawn_from = round_prompts(prompts.read(Prompt, table), per_round, round_index=round_index, seed=seed)
+        if part is not None:
+            drawn_from = part_of(drawn_from, part)
         tokenizer = load_tokenizer(policy, chat_template)
         stream = (table,) if origin == "policy" else (table, origin)  # else equal policies would draw the same
         requests = [
@@ -73,6 +76,8 @@ def generate(
         **settings.recipe(), **engine_settings, "table": table, "num_samples": num_samples, "per_round": per_round,
         "round": round_index, "seed": seed, "origin": origin,
     }  # fmt: skip
+    if part is not None:
+        recipe["part"] = list(part)
     inputs = {"prompts": prompts, "policy": policy}
     return builder.build(Recipe("samples", VERSION, recipe, inputs), run)
 

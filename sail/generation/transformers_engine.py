@@ -14,7 +14,7 @@ from sail.generation.engine import Drawn, SampleRequest
 from sail.generation.linear_alignment import Aligned
 from sail.policy.chat import response_text
 from sail.policy.devices import compute_device, free_memory, to_device
-from sail.policy.loading import Checkpoint, eos_ids, load_policy, model_folder
+from sail.policy.loading import Checkpoint, Resident, eos_ids, load_policy, model_folder
 
 
 class TransformersEngine:
@@ -27,9 +27,10 @@ class TransformersEngine:
     def use(self, policy: Checkpoint) -> None:
         if self._policy == policy:
             return
-        dtype = torch.bfloat16 if self._device.type == "cuda" else torch.float32
+        self.__dict__.pop("_model", None)
         self._model = load_policy(policy)
-        to_device(self._model, dtype)
+        if not isinstance(policy, Resident):  # a policy that trains keeps its fp32 weights
+            to_device(self._model, torch.bfloat16 if self._device.type == "cuda" else torch.float32)
         self._tokenizer = AutoTokenizer.from_pretrained(model_folder(policy))  # it decodes, and needs no template
         self._eos = eos_ids(policy, self._tokenizer)
         self._policy = policy

@@ -1,7 +1,7 @@
 """One row of the labeler registry, and the labelers that the scores and the verdicts stage ask."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
 
 from sail.core.artifacts import Keyed
@@ -44,6 +44,18 @@ class Labeler:
     def digest(self) -> str:
         """Names the labeler by content: written into every pair that rests on its scores."""
         return self.source.key
+
+
+def kept_open(labeler: Labeler) -> Labeler:
+    """The same labeler, loaded when it is first asked and never again; for those that want nothing of a workspace."""
+    opened: list[Scorer] = []
+
+    def open_once(workspace: Workspace) -> Scorer:
+        if not opened:
+            opened.append(labeler.open(workspace))
+        return opened[0]
+
+    return replace(labeler, open=open_once)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,8 +1,9 @@
 """Models from folders and the Hub, and back: full weights or a LoRA adapter, with tokenizer and chat template."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -26,8 +27,18 @@ if TYPE_CHECKING:
 
 PolicyModel: TypeAlias = "PreTrainedModel | PeftModel"
 
-Checkpoint: TypeAlias = Artifact | Leaf
-"""A policy, reward or reference model: a stage's artifact, or the user's own folder."""
+
+@dataclass(frozen=True, slots=True)
+class Resident:
+    """A model that is in memory, under a version: the policy while it trains, or one that is asked again and again."""
+
+    key: str
+    path: Path  # from_pretrained finds its configuration and tokenizer here
+    load: "Callable[[], PolicyModel]" = field(compare=False, repr=False)  # the model itself, never a copy
+
+
+Checkpoint: TypeAlias = Artifact | Leaf | Resident
+"""A policy, reward or reference model: a stage's artifact, the user's own folder, or a model in memory."""
 
 _MODEL_FOLDER = "model"
 _ADAPTER_CONFIG = "adapter_config.json"
@@ -36,7 +47,12 @@ _WEIGHTS = (".safetensors", ".bin")
 
 def model_folder(checkpoint: Checkpoint) -> Path:
     """Where from_pretrained finds the checkpoint."""
-    return checkpoint.path / _MODEL_FOLDER if isinstance(checkpoint, Artifact) else checkpoint.path
+    return model_folder_in(checkpoint.path) if isinstance(checkpoint, Artifact) else checkpoint.path
+
+
+def model_folder_in(artifact_folder: Path) -> Path:
+    """Where an artifact keeps its model."""
+    return artifact_folder / _MODEL_FOLDER
 
 
 def resolve_model(
@@ -102,8 +118,11 @@ def load_tokenizer(checkpoint: Checkpoint, chat_template: Leaf | None = None) ->
 def load_policy(checkpoint: Checkpoint, *, trainable: bool = False) -> PolicyModel:
     """The language model of a checkpoint, causal or encoder-decoder, fp32 (master) weights, in eval mode.
 
-    An adapter checkpoint is its base model with the adapter on top, never a merge.
+    An adapter checkpoint is its base model with the adapter on top, never a merge. A resident one is handed out as it
+    is.
     """
+    if isinstance(checkpoint, Resident):
+        return checkpoint.load()
     folder = model_folder(checkpoint)
     if not (folder / _ADAPTER_CONFIG).exists():
         return _load_full(folder)
@@ -177,7 +196,7 @@ def save_policy(
     for config in getattr(model, "peft_config", {}).values():
         if isinstance(config.target_modules, set):  # its order hangs on the hash seed, and would reach the file
             config.target_modules = sorted(config.target_modules)
-    folder = artifact_folder / _MODEL_FOLDER
+    folder = model_folder_in(artifact_folder)
     with quiet_loading():
         model.save_pretrained(str(folder), state_dict=state)
     tokenizer.save_pretrained(folder)

@@ -44,10 +44,18 @@ def batch_counts(step: int, shares: Shares, batch_size: int) -> dict[str, int]:
 
 
 def batch_indices(
-    step: int, shares: Shares, sizes: Mapping[str, int], batch_size: int, seed: int, round_index: int
+    step: int,
+    shares: Shares,
+    sizes: Mapping[str, int],
+    batch_size: int,
+    seed: int,
+    round_index: int,
+    since: Mapping[str, int] | None = None,
 ) -> dict[str, list[int]]:
-    """Positions of each route's rows in one step."""
+    """Positions of each route's rows in one step; since: the step whose rows are a route's first, default 0."""
     before, counts = rows_before(step, shares, batch_size), batch_counts(step, shares, batch_size)
+    for name, first in (since or {}).items():
+        before[name] -= rows_before(first, shares, batch_size)[name]
     return {
         name: [_row_at(before[name] + k, sizes[name], name, seed, round_index) for k in range(counts[name])]
         for name in shares

@@ -24,6 +24,7 @@ class UpdateInputs:
     importance: ImportanceSettings
     seed: int
     round_index: int
+    steps_per_generation: int | None = None
     lora: LoraSettings | None = None
     carry_from: Artifact | None = None  # the checkpoint whose optimizer goes on
     keep_optimizer: bool = False  # a later round will carry it
@@ -34,7 +35,10 @@ class UpdateInputs:
 
 
 def update_recipe(inputs: UpdateInputs) -> Recipe:
-    """Every input and every setting that can change the checkpoint."""
+    """Every input and every setting that can change the checkpoint.
+
+    With steps_per_generation rows of refreshed routes are not there yet: their keys say what they will be made from.
+    """
     sources: dict[str, Keyed] = {"start": inputs.start}
     routes: dict[str, Any] = {}
     for route in inputs.routes:
@@ -65,4 +69,6 @@ def update_recipe(inputs: UpdateInputs) -> Recipe:
         "seed": inputs.seed, "round": inputs.round_index, "keep_optimizer": inputs.keep_optimizer,
         "lora": None if inputs.lora is None else inputs.lora.recipe(), "components": components,
     }  # fmt: skip
+    if inputs.steps_per_generation is not None:
+        settings["steps_per_generation"] = inputs.steps_per_generation
     return Recipe("checkpoint", VERSION, settings, sources)

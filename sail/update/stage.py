@@ -4,7 +4,7 @@
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from fractions import Fraction
 from typing import Any
@@ -13,7 +13,6 @@ import torch
 from accelerate import Accelerator
 
 from sail.core.artifacts import Artifact
-from sail.core.errors import UserError
 from sail.core.run_settings import UpdateSettings
 from sail.core.seeds import derive_seed
 from sail.core.store import Builder, Workspace
@@ -23,8 +22,9 @@ from sail.policy.autoencoder import load_sae
 from sail.policy.devices import free_memory
 from sail.update.batches import batch_indices, exact_shares, steps_for_epochs
 from sail.update.distributed import make_accelerator, prepared, refuse_unsupported, sharded
+from sail.update.feed import Feed, Refresh, feed
 from sail.update.inputs import UpdateInputs, update_recipe
-from sail.update.items import Item, RouteInput, load_items
+from sail.update.items import Item, RouteInput
 from sail.update.launch import Launch, train_in_processes
 from sail.update.learners import Learner, learning_rates, make_learners, restore, save_checkpoint
 from sail.update.memory import naming_the_levers
@@ -34,30 +34,32 @@ from sail.update.step import Batch, row_weights, train_step, updated_baselines
 from sail.update.trainer_state import Position, save_step
 
 
-def update(builder: Builder, inputs: UpdateInputs, launch: Launch | None = None) -> Artifact:
+def update(
+    builder: Builder, inputs: UpdateInputs, launch: Launch | None = None, refresh: Refresh | None = None
+) -> Artifact:
     """Train one round; the artifact holds model/ (from_pretrained), metrics.jsonl, components/ where the method has
-    some and, under carry, trainer/. Without `launch` it trains in this process."""
+    some, under carry trainer/, and the segments of a `refresh`. Without `launch` it trains in this process."""
+    assert launch is None or refresh is None, "refused before the run"
 
     def run(workspace: Workspace) -> dict[str, Any]:
-        return train(workspace, inputs) if launch is None else train_in_processes(workspace, inputs, launch)
+        return train(workspace, inputs, refresh) if launch is None else train_in_processes(workspace, inputs, launch)
 
     return builder.build(update_recipe(inputs), run)
 
 
-def train(workspace: Workspace, inputs: UpdateInputs) -> dict[str, Any]:
+def train(workspace: Workspace, inputs: UpdateInputs, refresh: Refresh | None = None) -> dict[str, Any]:
     """Fill the workspace; returns the figures for the manifest. Of several processes the first one writes."""
-    items = {route.name: load_items(route) for route in inputs.routes if route.settings.share != 0}
-    _some_rows(items)
     accelerator = make_accelerator(inputs.settings.bf16)
     learners = {name: _prepared(accelerator, learner) for name, learner in _learners(accelerator, inputs).items()}
-    position = _train(accelerator, learners, workspace, inputs, items)
+    with feed(workspace, inputs, accelerator.unwrap_model(learners["policy"].model), refresh) as rows:
+        position = _train(accelerator, learners, workspace, inputs, rows)
+        counts = rows.counts()
     free_memory()
     if accelerator.is_main_process:
         lines = "".join(json.dumps(metrics) + "\n" for metrics in position.metrics)
         (workspace.path / "metrics.jsonl").write_text(lines)
     last = position.metrics[-1] if position.metrics else {}
-    rows = {f"rows/{name}": len(route_items) for name, route_items in items.items()}
-    return {"steps": position.step, **rows, **{f"last/{name}": value for name, value in last.items()}}
+    return {"steps": position.step, **counts, **{f"last/{name}": value for name, value in last.items()}}
 
 
 def _train(
@@ -65,19 +67,19 @@ def _train(
     learners: Mapping[str, Learner],
     workspace: Workspace,
     inputs: UpdateInputs,
-    items: Mapping[str, Sequence[Item]],
+    rows: Feed,
 ) -> Position:
-    settings, routes = inputs.settings, [route for route in inputs.routes if route.name in items]
+    settings, routes = inputs.settings, [route for route in inputs.routes if route.settings.share != 0]
     writes, rank = accelerator.is_main_process, accelerator.process_index
     trained = {name: (accelerator.unwrap_model(each.model), each.optimizer) for name, each in learners.items()}
     shares = exact_shares({route.name: route.settings.share for route in routes})
-    sizes = {name: len(route_items) for name, route_items in items.items()}
-    steps = settings.steps or steps_for_epochs(settings.epochs, sizes, shares, settings.train_batch_size)
+    steps = settings.steps or steps_for_epochs(settings.epochs, rows.sizes(), shares, settings.train_batch_size)
     objectives = {route.name: _objective(route, inputs) for route in routes}
     position = _position(restore(workspace, inputs, trained), objectives)
     weights = row_weights(shares, {route.name: route.settings.weight for route in routes}, settings.train_batch_size)
     for step in range(position.step, steps):
-        batch = Batch(_step_items(step, items, shares, inputs), weights)
+        rows.reach(step, steps)
+        batch = Batch(_step_items(step, rows, shares, inputs), weights)
         rates = learning_rates(position.schedule_step, settings.horizon or steps, inputs)
         for name, learner in learners.items():
             set_learning_rate(learner.optimizer, rates[name])
@@ -89,7 +91,7 @@ def _train(
         workspace.say(f"step {step + 1} of {steps}, loss {metrics['loss']:.4f}")
         if (step + 1) % settings.save_steps == 0 and step + 1 < steps:
             save_step(workspace.scratch, trained, position, writes=writes)
-    save_checkpoint(workspace, inputs, trained, items, position, writes=writes)
+    save_checkpoint(workspace, inputs, trained, rows.items, position, writes=writes)
     return position
 
 
@@ -119,12 +121,10 @@ def _objective(route: RouteInput, inputs: UpdateInputs) -> RouteObjective:
     return RouteObjective(row, params, route.settings, inputs.importance, route.sampling_temperature, sae)
 
 
-def _step_items(
-    step: int, items: Mapping[str, Sequence[Item]], shares: Mapping[str, Fraction], inputs: UpdateInputs
-) -> dict[str, list[Item]]:
-    sizes = {name: len(route_items) for name, route_items in items.items()}
-    indices = batch_indices(step, shares, sizes, inputs.settings.train_batch_size, inputs.seed, inputs.round_index)
-    return {name: [items[name][index] for index in chosen] for name, chosen in indices.items()}
+def _step_items(step: int, rows: Feed, shares: Mapping[str, Fraction], inputs: UpdateInputs) -> dict[str, list[Item]]:
+    batch_size, seed = inputs.settings.train_batch_size, inputs.seed
+    indices = batch_indices(step, shares, rows.sizes(), batch_size, seed, inputs.round_index, rows.since)
+    return {name: [rows.items[name][index] for index in chosen] for name, chosen in indices.items()}
 
 
 def _baseline_values(
@@ -156,9 +156,3 @@ def _advanced(
         baselines=updated_baselines(position.baselines, values),
         metrics=(*position.metrics, logged),
     )
-
-
-def _some_rows(items: Mapping[str, Sequence[Item]]) -> None:
-    for name, route_items in items.items():
-        if not route_items:
-            raise UserError("no rows to learn from", where=f"routes.{name}", cure="Look at the counts of its labels")

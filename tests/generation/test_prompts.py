@@ -2,13 +2,15 @@
 
 from pathlib import Path
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from sail.core.artifacts import Artifact
+from sail.core.errors import UserError
 from sail.core.records import Message, Prompt, SampleGroup, content_key
 from sail.core.store import Recipe, Store, Workspace
-from sail.generation.prompts import round_prompts, split_prompts
+from sail.generation.prompts import Part, part_of, round_prompts, split_prompts
 
 
 def prompt(text: str) -> Prompt:
@@ -52,3 +54,17 @@ def test_no_prompt_returns_before_all_were_seen(count: int, per_round: int) -> N
 def test_without_per_round_every_round_has_all_prompts() -> None:
     prompts = [prompt(str(index)) for index in range(5)]
     assert round_prompts(prompts, None, round_index=3, seed=0) == prompts
+
+
+@given(st.integers(1, 40), st.integers(1, 12), st.integers(1, 12))
+def test_the_parts_of_a_round_are_its_prompts_once_each(count: int, steps: int, width: int) -> None:
+    prompts = [prompt(str(index)) for index in range(count)]
+    parts = [Part(first, min(first + width, steps), steps) for first in range(0, steps, width)]
+    if count * width >= steps:
+        assert [one for part in parts for one in part_of(prompts, part)] == prompts
+    assert part_of(prompts, Part(0, steps, steps)) == prompts
+
+
+def test_a_part_without_prompts_is_the_users_mistake() -> None:
+    with pytest.raises(UserError, match="leave none for steps 0 to 0"):
+        part_of([prompt("a")], Part(0, 1, 2))

@@ -60,3 +60,12 @@ def test_an_epoch_passes_the_slowest_route_once() -> None:
     shares = exact_shares({"offline": "rest", "online": 0.25})
     assert steps_for_epochs(1.0, {"offline": 30, "online": 40}, shares, 16) == 10
     assert steps_for_epochs(2.0, {"offline": 30, "online": 1}, shares, 16) == 5
+
+
+def test_rows_drawn_at_a_step_are_walked_through_from_their_first() -> None:
+    """A segment of steps 3 and 4: the route with new rows begins anew, the other goes on."""
+    shares = exact_shares({"offline": 0.5, "online": 0.5})
+    whole = [batch_indices(step, shares, {"offline": 12, "online": 4}, 4, 7, 0) for step in range(5)]
+    part = [batch_indices(step, shares, {"offline": 12, "online": 4}, 4, 7, 0, {"online": 3}) for step in (3, 4)]
+    assert [step["offline"] for step in part] == [step["offline"] for step in whole[3:]]
+    assert [step["online"] for step in part] == [step["online"] for step in whole[:2]]
