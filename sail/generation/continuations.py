@@ -1,6 +1,7 @@
 """Responses on their way in process: what comes next, for all samples of some prompts together.
 
-A prompt is run once; what it left in the cache is then repeated for each of its samples.
+A prompt is run once. Where the model takes shared prompts, its samples read the keys it left; elsewhere the cache is
+repeated for each of them.
 """
 
 from collections.abc import Sequence
@@ -11,7 +12,12 @@ from torch import Tensor
 from transformers import DynamicCache, EncoderDecoderCache
 from transformers.modeling_outputs import BaseModelOutput
 
+from sail.policy.architectures import bare_model, takes_trees
+from sail.policy.decoding import SharedPrompts
 from sail.policy.encoder_decoder import right_padded, start_id
+from sail.policy.trees import attending
+
+ALL = 0  # of transformers' logits_to_keep
 
 
 class Continuation(Protocol):
@@ -26,8 +32,38 @@ class Continuation(Protocol):
 
 def continuation(model: Any, prompts: Sequence[Sequence[int]], counts: Sequence[int]) -> Continuation:
     """Start counts[i] samples of prompts[i], by what the model is."""
-    kind = _EncoderDecoder if model.config.is_encoder_decoder else _Causal
+    if model.config.is_encoder_decoder:
+        return _EncoderDecoder(model, prompts, counts)
+    kind = _SharedPrompts if takes_trees(bare_model(model)) else _Causal
     return kind(model, prompts, counts)
+
+
+class _SharedPrompts:
+    """Prompts read once, packed and without padding, their keys held once for all their samples."""
+
+    def __init__(self, model: Any, prompts: Sequence[Sequence[int]], counts: Sequence[int]) -> None:
+        self.model, device = model, model.device
+        self.shared = SharedPrompts(prompts, counts, device)
+        self.inputs = attending(self.shared, device)
+        lengths = torch.tensor([len(prompt) for prompt in prompts], device=device)
+        ids = torch.tensor([[token for prompt in prompts for token in prompt]], device=device)
+        positions = torch.cat([torch.arange(len(prompt), device=device) for prompt in prompts])
+        samples = _samples(counts).to(device)
+        self.logits = self._forward(ids, positions[None], lengths.cumsum(0) - 1)[samples]
+        self.positions = lengths[samples][None]
+
+    def next_logits(self, banned: Sequence[int] = ()) -> Tensor:
+        return _without(self.logits, banned)
+
+    def advance(self, tokens: Tensor) -> None:
+        self.logits = self._forward(tokens[None], self.positions, ALL)
+        self.positions = self.positions + 1
+        self.shared.num_read += 1
+
+    def _forward(self, ids: Tensor, positions: Tensor, kept: Tensor | int) -> Tensor:
+        """Logits [kept, V] of a packed row."""
+        output = self.model(input_ids=ids, position_ids=positions, use_cache=False, logits_to_keep=kept, **self.inputs)
+        return output.logits[0]
 
 
 class _Causal:

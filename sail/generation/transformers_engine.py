@@ -56,9 +56,9 @@ class TransformersEngine:
         uniforms = np.stack([stream.uniforms(settings.max_completion_length) for stream in streams])
         for step in range(settings.max_completion_length):
             banned = self._eos if step < settings.min_tokens else ()
-            logps = processed_logps(responses.next_logits(banned), settings)
-            tokens = _inverse_cdf(logps, uniforms[:, step])
-            chosen = logps.gather(-1, tokens[:, None]).squeeze(-1)
+            probs = sampling_probabilities(responses.next_logits(banned), settings)
+            tokens = _inverse_cdf(probs, uniforms[:, step])
+            chosen = probs.gather(-1, tokens[:, None]).squeeze(-1).log()
             for stream, token, logp in zip(streams, tokens.tolist(), chosen.tolist(), strict=True):
                 stream.append(token, logp, self._stop_kind(stream, token, settings))
             if all(stream.stop_kind for stream in streams):
@@ -109,28 +109,29 @@ class _Stream:
         return Drawn(tuple(self.token_ids), tuple(self.logprobs), self.stop_kind or "length")
 
 
-def processed_logps(logits: Tensor, settings: GenerationSettings) -> Tensor:
-    """log of the distribution really sampled, [B, V] float64: temperature, top-k, top-p, min-p, renormalised."""
-    logps = torch.log_softmax(logits.double() / settings.temperature, dim=-1)
+def sampling_probabilities(logits: Tensor, settings: GenerationSettings) -> Tensor:
+    """The distribution really sampled, [B, V] float64: temperature, top-k, top-p, min-p, renormalised."""
+    probs = torch.softmax(logits.double() / settings.temperature, dim=-1)
     if settings.top_k:
-        kth = logps.topk(min(settings.top_k, logps.shape[-1]), dim=-1).values[:, -1:]
-        logps = logps.masked_fill(logps < kth, -torch.inf)
+        kth = probs.topk(min(settings.top_k, probs.shape[-1]), dim=-1).values[:, -1:]
+        probs = probs.masked_fill(probs < kth, 0)
     if settings.top_p < 1:
-        ordered, order = logps.sort(dim=-1, descending=True)
-        before = ordered.exp().cumsum(-1) - ordered.exp()
+        ordered, order = probs.sort(dim=-1, descending=True)
+        before = ordered.cumsum(-1) - ordered
         cut = torch.zeros_like(before, dtype=torch.bool).scatter(-1, order, before >= settings.top_p)
-        logps = logps.masked_fill(cut, -torch.inf)
+        probs = probs.masked_fill(cut, 0)
     if settings.min_p:
-        floor = logps.max(-1, keepdim=True).values + np.log(settings.min_p)
-        logps = logps.masked_fill(logps < floor, -torch.inf)
-    return torch.log_softmax(logps, dim=-1)
+        probs = probs.masked_fill(probs < settings.min_p * probs.amax(-1, keepdim=True), 0)
+    if settings.top_k or settings.top_p < 1 or settings.min_p:
+        probs = probs / probs.sum(-1, keepdim=True)
+    return probs
 
 
-def _inverse_cdf(logps: Tensor, uniforms: np.ndarray) -> Tensor:
-    cdf = logps.exp().cumsum(-1)
+def _inverse_cdf(probs: Tensor, uniforms: np.ndarray) -> Tensor:
+    cdf = probs.cumsum(-1)
     draws = torch.from_numpy(uniforms).to(cdf.device)[:, None] * cdf[:, -1:]
     tokens = torch.searchsorted(cdf, draws, right=True).squeeze(-1)
-    return tokens.clamp(max=logps.shape[-1] - 1)
+    return tokens.clamp(max=probs.shape[-1] - 1)
 
 
 def _grouped(drawn: list[Drawn], counts: Sequence[int]) -> list[list[Drawn]]:

@@ -14,6 +14,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from sail.policy.decoding import SharedPrompts
 from sail.policy.rows import Row, ScoredBatch
 from sail.policy.tree_attention import Tree, TreeLayout, attend
 
@@ -45,11 +46,15 @@ def tree_rows(rows: Sequence[Row], device: torch.device) -> ScoredBatch:
     inputs: dict[str, Any] = {
         "input_ids": torch.tensor([ids], device=device),
         "position_ids": torch.tensor([positions], device=device),
-        # four dimensions tell transformers that masking is taken care of: it is, by tree_attention
-        "attention_mask": torch.ones(1, 1, 1, 1, dtype=torch.bool, device=device),
-        "trees": TreeLayout(trees, device),
+        **attending(TreeLayout(trees, device), device),
     }
     return ScoredBatch.of(inputs, scored, rows, device)
+
+
+def attending(trees: TreeLayout | SharedPrompts, device: torch.device) -> dict[str, Any]:
+    """Keyword arguments of a model whose attention is tree_attention."""
+    # four dimensions tell transformers that masking is taken care of
+    return {"attention_mask": torch.ones(1, 1, 1, 1, dtype=torch.bool, device=device), "trees": trees}
 
 
 @torch.compiler.disable  # pieces differ in every batch; blocks round it may be compiled
@@ -59,14 +64,17 @@ def tree_attention(
     key: Tensor,
     value: Tensor,
     attention_mask: Tensor | None,
-    trees: TreeLayout | None = None,
+    trees: TreeLayout | SharedPrompts | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """Causal attention within each tree, [1, heads, T, D] -> [1, T, heads, D]; without `trees`, transformers' SDPA."""
+    """Causal attention within each tree, or of samples behind shared prompts, [1, heads, T, D] -> [1, T, heads, D];
+    without `trees`, transformers' SDPA."""
     if trees is None:
         if attention_mask is not None and attention_mask.shape[-1] != key.shape[2]:
             raise RuntimeError(f"{type(module).__name__} does not hand `trees` on to its attention")
         return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
+    if isinstance(trees, SharedPrompts):
+        return trees.attend(module, query, key, value, **kwargs), None
     return attend(module, query, key, value, trees, **kwargs), None
 
 

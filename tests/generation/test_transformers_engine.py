@@ -11,7 +11,7 @@ from sail.core.records import Message, Prompt
 from sail.core.run_settings import GenerationSettings
 from sail.generation.engine import Drawn, SampleRequest
 from sail.generation.stage import greedy
-from sail.generation.transformers_engine import TransformersEngine, processed_logps
+from sail.generation.transformers_engine import TransformersEngine, sampling_probabilities
 from tests.serving_fixtures import TinyPolicy, make_tiny_policy
 
 SETTINGS = GenerationSettings(engine="transformers", max_completion_length=12)
@@ -99,14 +99,14 @@ def test_draws_follow_the_distribution(engine: TransformersEngine, policy: TinyP
 
 def test_processing_is_temperature_then_the_cuts() -> None:
     logits = torch.tensor([[2.0, 1.0, 0.0, -1.0]])
-    warm = processed_logps(logits, SETTINGS.replace(temperature=2.0))
-    torch.testing.assert_close(warm, torch.log_softmax(logits.double() / 2, -1))
-    top_two = processed_logps(logits, SETTINGS.replace(top_k=2)).exp()
+    warm = sampling_probabilities(logits, SETTINGS.replace(temperature=2.0))
+    torch.testing.assert_close(warm, torch.softmax(logits.double() / 2, -1))
+    top_two = sampling_probabilities(logits, SETTINGS.replace(top_k=2))
     torch.testing.assert_close(top_two[0, :2], torch.softmax(logits.double()[0, :2], -1))
     assert float(top_two[0, 2:].sum()) == 0.0
-    nucleus = processed_logps(logits, SETTINGS.replace(top_p=0.7)).exp()
+    nucleus = sampling_probabilities(logits, SETTINGS.replace(top_p=0.7))
     assert (nucleus[0] > 0).tolist() == [True, True, False, False]  # .64, then .24 crosses .7
-    floor = processed_logps(logits, SETTINGS.replace(min_p=0.3)).exp()
+    floor = sampling_probabilities(logits, SETTINGS.replace(min_p=0.3))
     assert (floor[0] > 0).tolist() == [True, True, False, False]  # e^-1 = .37 of the best, e^-2 = .14
 
 
