@@ -5,7 +5,7 @@ from urllib.parse import urlsplit
 
 from loops.label_checks import asked_labelers
 from sail.core.errors import UserError
-from sail.core.route_settings import LossSettings, RouteSettings
+from sail.core.route_settings import GREEDY, LossSettings, RouteSettings
 from sail.core.run_settings import LaunchSettings, PhaseSettings, RunSettings
 from sail.objectives import find_loss
 
@@ -23,7 +23,8 @@ def check_refresh(phase: PhaseSettings, settings: RunSettings) -> None:
 
 def refreshed_routes(phase: PhaseSettings) -> dict[str, RouteSettings]:
     """The routes whose samples are drawn from the policy that trains."""
-    return {name: route for name, route in phase.routes.items() if "policy" in route.sources and route.share != 0}
+    drawn = {"policy", GREEDY}
+    return {name: route for name, route in phase.routes.items() if drawn & set(route.sources) and route.share != 0}
 
 
 def _problems(phase: PhaseSettings, settings: RunSettings) -> Iterator[tuple[str, str, str]]:
