@@ -20,6 +20,7 @@ from sail.core.artifacts import Artifact, Leaf, leaf
 from sail.core.errors import UserError
 from sail.core.run_settings import LoraSettings
 from sail.policy.encoder_decoder import PLAIN_TURNS
+from sail.policy.memory import room_for_a_model
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -125,7 +126,7 @@ def base_folder(checkpoint: Checkpoint) -> Path:
 
 def _load_full(folder: Path) -> PreTrainedModel:
     auto = AutoModelForSeq2SeqLM if AutoConfig.from_pretrained(folder).is_encoder_decoder else AutoModelForCausalLM
-    with quiet_loading():
+    with quiet_loading(), room_for_a_model(torch.device("cpu")):
         return without_dropout(auto.from_pretrained(folder, dtype=torch.float32)).eval()
 
 
