@@ -74,8 +74,8 @@ def _from_hub(name: str, revision: str | None, where: str, download: bool) -> Le
         ) from error  # fmt: skip
     if download and not any(file.suffix in _WEIGHTS for file in snapshot.iterdir()):
         raise UserError(
-            f"the Hub's cache holds {name!r} without its weights, and the Hub is not reached", where=where,
-            cure="Run once with the network, or give a local folder",
+            f"{name!r} is here without weights: no .safetensors or .bin file in {snapshot}", where=where,
+            cure="If only a plan has fetched its config so far, run once with the network; or give a local folder",
         )  # fmt: skip
     return Leaf(snapshot, snapshot.name)  # the snapshot's folder is named by its commit
 
