@@ -21,6 +21,7 @@ from sail.core.artifacts import Artifact, Leaf, leaf
 from sail.core.errors import UserError
 from sail.core.run_settings import LoraSettings
 from sail.policy.encoder_decoder import PLAIN_TURNS
+from sail.policy.memory import room_for_a_model
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -89,8 +90,8 @@ def _from_hub(name: str, revision: str | None, where: str, download: bool) -> Le
         ) from error  # fmt: skip
     if download and not any(file.suffix in _WEIGHTS for file in snapshot.iterdir()):
         raise UserError(
-            f"the Hub's cache holds {name!r} without its weights, and the Hub is not reached", where=where,
-            cure="Run once with the network, or give a local folder",
+            f"{name!r} is here without weights: no .safetensors or .bin file in {snapshot}", where=where,
+            cure="If only a plan has fetched its config so far, run once with the network; or give a local folder",
         )  # fmt: skip
     return Leaf(snapshot, snapshot.name)  # the snapshot's folder is named by its commit
 
@@ -144,7 +145,7 @@ def base_folder(checkpoint: Checkpoint) -> Path:
 
 def _load_full(folder: Path) -> PreTrainedModel:
     auto = AutoModelForSeq2SeqLM if AutoConfig.from_pretrained(folder).is_encoder_decoder else AutoModelForCausalLM
-    with quiet_loading():
+    with quiet_loading(), room_for_a_model(torch.device("cpu")):
         return without_dropout(auto.from_pretrained(folder, dtype=torch.float32)).eval()
 
 

@@ -39,5 +39,5 @@ def test_a_plan_needs_no_more_of_a_hub_model_than_its_config(testbed: Path, tmp_
     assert done.returncode == 0, done.stderr
     plan, refusal = done.stdout.split("refused: ")
     assert f"{count_weights(testbed / 'sft'):,}" in plan and "checkpoint" in plan
-    assert refusal.startswith("model_name_or_path: the Hub's cache holds 'org/policy' without its weights")
+    assert refusal.startswith("model_name_or_path: 'org/policy' is here without weights")
     assert {path.name for path in tmp_path.iterdir()} == {"cache", "c.yaml"}
