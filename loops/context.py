@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +29,12 @@ from sail.generation.vllm_engine import VllmEngine
 from sail.labeling import LABELERS
 from sail.labeling.labeler_row import Labeler, PairLabeler
 from sail.labeling.labelers.judge import PolicyEndpoint
+from sail.labeling.labelers.reward_model import RewardOrigin
 from sail.labeling.reward_fit import fit_reward_model
 from sail.labeling.scores import make_labeler
 from sail.policy.autoencoder import SaeSource
 from sail.policy.loading import Checkpoint, resolve_model
+from sail.serving.reward_server import RewardServer
 
 EngineSettings = tuple[VllmSettings, LoraSettings | None]
 
@@ -42,6 +45,7 @@ class Engines:
 
     log_folder: Path
     _open: dict[str, tuple[EngineSettings, Engine]] = field(default_factory=dict)
+    _reward_servers: dict[str, tuple[VllmSettings, RewardServer]] = field(default_factory=dict)
 
     def engine(self, name: str, vllm: VllmSettings, lora: LoraSettings | None) -> Engine:
         """The engine `name`; one that runs with other settings is closed first."""
@@ -51,13 +55,25 @@ class Engines:
             self._open[name] = ((vllm, lora), ENGINES[name].open(vllm, self.log_folder, lora))
         return self._open[name][1]
 
+    def reward_server(self, labeler: str, vllm: VllmSettings) -> RewardServer:
+        """The server of a reward model; one that runs with other settings is stopped first."""
+        if labeler in self._reward_servers and self._reward_servers[labeler][0] != vllm:
+            self._reward_servers.pop(labeler)[1].stop()
+        if labeler not in self._reward_servers:
+            self._reward_servers[labeler] = (vllm, RewardServer(vllm, self.log_folder, labeler))
+        return self._reward_servers[labeler][1]
+
     def rest(self) -> None:
         """The policy is about to train: engines in processes of their own may make room."""
         for _, engine in self._open.values():
             if isinstance(engine, ServerEngine):
                 engine.rest()
+        for _, server in self._reward_servers.values():
+            server.rest()
 
     def close(self) -> None:
+        while self._reward_servers:
+            self._reward_servers.popitem()[1][1].stop()
         while self._open:
             self._open.popitem()[1][1].close()
 
@@ -118,8 +134,9 @@ class Context:
         policy: who judges where the labeler is a judge at url: policy; default the starting policy.
         """
         settings = self.settings.labelers[name]
-        made_here = self._policy_endpoint(settings, policy) or self.fitted(name)
-        return make_labeler(name, settings, made_here)
+        if isinstance(settings, RewardModelLabeler):
+            return make_labeler(name, settings, self._reward_origin(name, settings))
+        return make_labeler(name, settings, self._policy_endpoint(settings, policy))
 
     def pair_labeler(self, name: str, policy: Checkpoint) -> PairLabeler:
         """The labeler `name` of pairs."""
@@ -139,6 +156,11 @@ class Context:
             return engine.endpoint(judge)
 
         return PolicyEndpoint(judge, serve)
+
+    def _reward_origin(self, name: str, settings: RewardModelLabeler) -> RewardOrigin:
+        vllm = settings.vllm
+        server = None if vllm is None else partial(self._engines.reward_server, name, vllm)
+        return RewardOrigin(self.fitted(name), server)
 
     def fitted(self, name: str) -> Artifact | None:
         """The reward model `name`, where it is one that is fitted here."""

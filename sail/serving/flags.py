@@ -21,8 +21,14 @@ from sail.serving.versions import Device
 ENTRY_MODULE = "vllm.entrypoints.launchers.api_server.entry"
 WORKER_EXTENSION = "sail.serving.worker.WeightReloader"
 _OURS = frozenset({"model", "host", "port", "served-model-name", "worker-extension-cls", "logprobs-mode"}) | {
-    "generation-config", "enable-lora", "max-lora-rank", "enable-sleep-mode"
+    "generation-config", "enable-lora", "max-lora-rank", "enable-sleep-mode", "runner", "convert", "pooler-config"
 }  # fmt: skip
+_SAMPLING: dict[str, Any] = {
+    "logprobs-mode": "processed_logprobs",
+    "generation-config": "vllm",  # neutral: sampling parameters and EOS ids come with each request
+    "worker-extension-cls": WORKER_EXTENSION,
+}
+_SCORING: dict[str, Any] = {"runner": "pooling", "convert": "classify", "pooler-config": {"use_activation": False}}
 _CPU_BATCHED_TOKENS = 4096
 _LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # those vLLM has room for
 
@@ -41,6 +47,7 @@ class LaunchPlan:
     max_model_len: int | None
     lora_rank: int | None  # the largest of the adapters to come; None: none come
     seed: int
+    scores: bool = False  # a classifier that scores conversations, not a policy that is sampled
 
 
 def server_command(plan: LaunchPlan, settings: VllmSettings) -> list[str]:
@@ -53,9 +60,7 @@ def server_command(plan: LaunchPlan, settings: VllmSettings) -> list[str]:
         "seed": plan.seed,
         "dtype": serving_dtype(settings, plan.device),
         "max-num-seqs": settings.max_num_seqs,
-        "logprobs-mode": "processed_logprobs",
-        "generation-config": "vllm",  # neutral: sampling parameters and EOS ids come with each request
-        "worker-extension-cls": WORKER_EXTENSION,
+        **(_SCORING if plan.scores else _SAMPLING),
     }
     if plan.max_model_len is not None:
         flags["max-model-len"] = plan.max_model_len

@@ -23,6 +23,8 @@ from sail.serving.versions import installed_vllm
 
 _PORT_ATTEMPTS = 3
 _POLL_S = 0.25
+_COMPLETION = "/v1/completions", {"prompt": [1, 1], "max_tokens": 1, "temperature": 0.0}
+_SCORE = "/classify", {"input": [1, 1]}
 _STOP_S = guard.GRACE_S + guard.KILL_S + 5.0
 
 
@@ -36,6 +38,7 @@ class VllmServer:
         self.model_dir = plan.model_dir
         self.model_name = plan.model_name  # unique: a request that reaches another server is refused there
         self.layout = tensor_layout(plan.model_dir)
+        self._ready = _SCORE if plan.scores else _COMPLETION
         self.base_url = f"http://{settings.host}:{plan.port}"
         self.pid = process.pid
         self.log_path = log_path
@@ -51,12 +54,13 @@ class VllmServer:
         max_model_len: int | None,
         lora_rank: int | None = None,
         seed: int = 0,
+        scores: bool = False,
     ) -> "VllmServer":
         """Start and wait until it answers, at most settings.start_timeout_s.
 
-        Ready means: the process lives, /health is 200, and a completion came back. Raises UserError for what
-        the user can mend (no vLLM, port taken, no memory), ServerError otherwise, both with the end of the
-        log.
+        Ready means: the process lives, /health is 200, and a completion (of a reward model, a score) came back.
+        Raises UserError for what the user can mend (no vLLM, port taken, no memory), ServerError otherwise, both with
+        the end of the log.
         """
         tensor_layout(model_dir)
         device = installed_vllm().device
@@ -65,7 +69,7 @@ class VllmServer:
             with reserved_port(settings.port, settings.host) as port:
                 name = f"sail-{uuid.uuid4().hex[:12]}"
                 length = settings.max_model_len or max_model_len
-                plan = LaunchPlan(model_dir.resolve(), name, version, port, device, length, lora_rank, seed)
+                plan = LaunchPlan(model_dir.resolve(), name, version, port, device, length, lora_rank, seed, scores)
                 server = _launch(cls, plan, settings, log_path)
                 if server._wait_until_ready(deadline):
                     return server
@@ -107,24 +111,23 @@ class VllmServer:
         try:
             while not ready and self.alive() and time.monotonic() < deadline:
                 time.sleep(_POLL_S)
-                ready = _answers(f"{self.base_url}/health") and self._completes(deadline)
+                ready = _answers(f"{self.base_url}/health") and self._answers_truly(deadline)
         finally:
             if not ready:
                 self.stop()
         return ready
 
-    def _completes(self, deadline: float) -> bool:
-        """One real completion by our own model name: a healthy stranger on this port does not count."""
-        body = {"model": self.model_name, "prompt": [1, 1], "max_tokens": 1, "temperature": 0.0}
+    def _answers_truly(self, deadline: float) -> bool:
+        """One real request by our own model name: a healthy stranger on this port does not count."""
+        path, body = self._ready
         left_s = max(1.0, deadline - time.monotonic())
         try:
-            reply = httpx.post(
-                f"{self.base_url}/v1/completions", json=body, timeout=left_s, trust_env=False, verify=False
-            )
+            asked = {"model": self.model_name, **body}
+            reply = httpx.post(f"{self.base_url}{path}", json=asked, timeout=left_s, trust_env=False, verify=False)
         except httpx.TransportError:
             return False
         if reply.is_client_error:
-            raise ServerError(f"a server at {self.base_url} refuses a plain completion: {reply.text[:500]}")
+            raise ServerError(f"a server at {self.base_url} refuses a plain request: {reply.text[:500]}")
         return reply.is_success
 
 
