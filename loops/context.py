@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from copy import copy
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +30,12 @@ from sail.generation.vllm_engine import VllmEngine
 from sail.labeling import LABELERS
 from sail.labeling.labeler_row import Labeler, PairLabeler, kept_open
 from sail.labeling.labelers.judge import PolicyEndpoint
+from sail.labeling.labelers.reward_model import RewardOrigin
 from sail.labeling.reward_fit import fit_reward_model
 from sail.labeling.scores import make_labeler
 from sail.policy.autoencoder import SaeSource
 from sail.policy.loading import Checkpoint, resolve_model
+from sail.serving.reward_server import RewardServer
 
 EngineSettings = tuple[VllmSettings, LoraSettings | None]
 
@@ -43,6 +46,7 @@ class Engines:
 
     log_folder: Path
     _open: dict[str, tuple[EngineSettings, Engine]] = field(default_factory=dict)
+    _reward_servers: dict[str, tuple[VllmSettings, RewardServer]] = field(default_factory=dict)
 
     def engine(self, name: str, vllm: VllmSettings, lora: LoraSettings | None) -> Engine:
         """The engine `name`; one that runs with other settings is closed first."""
@@ -52,13 +56,25 @@ class Engines:
             self._open[name] = ((vllm, lora), ENGINES[name].open(vllm, self.log_folder, lora))
         return self._open[name][1]
 
+    def reward_server(self, labeler: str, vllm: VllmSettings) -> RewardServer:
+        """The server of a reward model; one that runs with other settings is stopped first."""
+        if labeler in self._reward_servers and self._reward_servers[labeler][0] != vllm:
+            self._reward_servers.pop(labeler)[1].stop()
+        if labeler not in self._reward_servers:
+            self._reward_servers[labeler] = (vllm, RewardServer(vllm, self.log_folder, labeler))
+        return self._reward_servers[labeler][1]
+
     def rest(self) -> None:
         """The policy is about to train: engines in processes of their own may make room."""
         for _, engine in self._open.values():
             if isinstance(engine, ServerEngine):
                 engine.rest()
+        for _, server in self._reward_servers.values():
+            server.rest()
 
     def close(self) -> None:
+        while self._reward_servers:
+            self._reward_servers.popitem()[1][1].stop()
         while self._open:
             self._open.popitem()[1][1].close()
 
@@ -129,7 +145,9 @@ class Context:
         if self._kept is not None and name in self._kept:
             return self._kept[name]
         settings = self.settings.labelers[name]
-        made_here = self._policy_endpoint(settings, policy) or self._reward_model(name, settings)
+        made_here: object = self._policy_endpoint(settings, policy)
+        if isinstance(settings, RewardModelLabeler):
+            made_here = self._reward_origin(name, settings)
         labeler = make_labeler(name, settings, made_here)
         return labeler if self._kept is None else self._kept.setdefault(name, kept_open(labeler))
 
@@ -152,6 +170,14 @@ class Context:
 
         return PolicyEndpoint(judge, serve)
 
+    def _reward_origin(self, name: str, settings: RewardModelLabeler) -> RewardOrigin:
+        vllm = settings.vllm
+        server = None if vllm is None else partial(self._engines.reward_server, name, vllm)
+        checkpoint: Checkpoint | None = self.fitted(name)
+        if settings.path is not None:
+            checkpoint = resolve_model(settings.path, where=f"labelers.{name}.path", download=self.download)
+        return RewardOrigin(checkpoint, server)
+
     def fitted(self, name: str) -> Artifact | None:
         """The reward model `name`, where it is one that is fitted here."""
         settings = self.settings.labelers[name]
@@ -161,14 +187,6 @@ class Context:
         if fit.init_from is not None:
             init = resolve_model(fit.init_from, where=f"labelers.{name}.fit.init_from", download=self.download)
         return fit_reward_model(self.builder, self.data(fit.data), init, fit, self.seed("reward", name))
-
-    def _reward_model(self, name: str, settings: object) -> Checkpoint | None:
-        """The user's own, or the one that is fitted here."""
-        if not isinstance(settings, RewardModelLabeler):
-            return None
-        if settings.path is not None:
-            return resolve_model(settings.path, where=f"labelers.{name}.path", download=self.download)
-        return self.fitted(name)
 
     def engine(self, name: str) -> Engine:
         return self._engines.engine(name, self.settings.vllm, self.settings.lora)

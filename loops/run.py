@@ -18,13 +18,14 @@ from loops.iterate import START, RoundRecord, run_phases
 from loops.plan import PlanBuilder
 from loops.run_folder import RECORD, STAGES, RunFolder, label_counts, settings_yaml, step_metrics, swept_targets
 from sail.core.errors import UserError
-from sail.core.run_settings import RunSettings
+from sail.core.run_settings import RewardModelLabeler, RunSettings
 from sail.core.store import StageEvent, Store
 from sail.evaluation.alarms import over_optimisation
 from sail.evaluation.report import ReportData, RoundRow, write_report
 from sail.evaluation.table import tables
 from sail.generation import ENGINES
 from sail.labeling.audit import AUDIT_FILE
+from sail.serving.reward_server import check_can_serve
 
 
 def make_plan(settings: RunSettings, folder: RunFolder, *, download: bool = True) -> PlanBuilder:
@@ -110,10 +111,14 @@ def one_process(where: str) -> None:
 
 
 def check_engines(plan: PlanBuilder, settings: RunSettings) -> None:
-    """Refuse what could not sample, where samples are to be drawn."""
+    """Refuse what could not sample or score, where samples are to be drawn or scored."""
     if any(stage.artifact.stage == "samples" for stage in plan.new):  # gathered ones too: the update draws them
         for phase in settings.phases:
             ENGINES[engine_of(phase)].check(settings.vllm)
+    if any(stage.artifact.stage == "scores" for stage in plan.new):
+        for name, labeler in settings.labelers.items():
+            if isinstance(labeler, RewardModelLabeler) and labeler.vllm is not None:
+                check_can_serve(labeler.vllm, f"labelers.{name}.vllm")
 
 
 def _say_plan(plan: PlanBuilder, console: Console) -> None:

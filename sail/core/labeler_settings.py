@@ -10,6 +10,43 @@ from sail.core.settings import Settings, execution, meaning
 POLICY_URL = "policy"  # a judge at this address is the run's own policy
 
 
+class RewardFitSettings(Settings):
+    """A Bradley-Terry reward model, fitted on a data source (Bradley and Terry 1952; Ouyang et al. 2203.02155)."""
+
+    data: str = meaning(doc="name of the data source with preference pairs")
+    init_from: str | None = meaning(
+        None, "a language model, which gets a new head, or a classifier with one output; default: the policy's start"
+    )
+    train: Literal["all", "head"] = meaning("all", "head: the body stays as it was, the one-output head learns")
+    margin: float | Literal["column"] = meaning(
+        0.0, "m of -log sigmoid(r_chosen - r_rejected - m), Touvron et al. 2307.09288, eq. 2; column: the data's margin"
+    )
+    ties: Literal["none", "rao_kupper", "davidson"] = meaning("none", "the model of tied pairs; none: p = 1/2")
+    tie_threshold: float | None = meaning(
+        None, "theta > 1 of rao_kupper, default 3; nu > 0 of davidson, default 1 (Chen et al. 2409.17431)", gt=0
+    )
+    label_noise: float = meaning(
+        0.0, "known share of verdicts the wrong way round, in the likelihood (Patrini et al. 1609.03683)", ge=0, lt=0.5
+    )
+    steps: int | None = meaning(None, "optimizer steps; default: from epochs", gt=0)
+    epochs: float = meaning(1.0, gt=0)
+    train_batch_size: int = meaning(64, "pairs per optimizer step", gt=0)
+    learning_rate: float = meaning(1e-5, gt=0)
+    weight_decay: float = meaning(0.0, ge=0)
+    holdout: float = meaning(0.1, "share of pairs kept for accuracy and temperature", ge=0, lt=1)
+    max_tokens_per_microbatch: int = execution(16384, gt=0)
+
+    @model_validator(mode="after")
+    def _settings_that_act(self) -> "RewardFitSettings":
+        if self.margin != "column" and self.margin < 0:
+            raise ValueError("a margin is 0 or above")
+        if self.tie_threshold is not None and self.ties == "none":
+            raise ValueError("tie_threshold is that of a model of ties: set ties")
+        if self.tie_threshold is not None and self.ties == "rao_kupper" and self.tie_threshold <= 1:
+            raise ValueError("theta of rao_kupper is above 1: at 1 nothing is a tie")
+        return self
+
+
 class JudgeLabeler(Settings):
     """A language model behind an OpenAI-compatible endpoint (docs/labeling.md)."""
 

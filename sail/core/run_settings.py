@@ -10,6 +10,7 @@ from sail.core.labeler_settings import (
     JudgeLabeler,
     NoiseLabeler,
     ReplayLabeler,
+    RewardFitSettings,
     RuleLabeler,
 )
 from sail.core.route_settings import (
@@ -35,68 +36,6 @@ class DataSettings(Settings):
     format: Literal["auto", "columns", "hh"] = meaning("auto", "hh: whole transcripts with Human: / Assistant: turns")
     columns: dict[str, str] = meaning({}, "rename: {prompt: question, chosen: response_a}")
     overlong: Literal["error", "drop"] = meaning("error", "what to do with a row longer than the context")
-
-
-class RewardFitSettings(Settings):
-    """A Bradley-Terry reward model, fitted on a data source (Bradley and Terry 1952; Ouyang et al. 2203.02155)."""
-
-    data: str = meaning(doc="name of the data source with preference pairs")
-    init_from: str | None = meaning(
-        None, "a language model, which gets a new head, or a classifier with one output; default: the policy's start"
-    )
-    train: Literal["all", "head"] = meaning("all", "head: the body stays as it was, the one-output head learns")
-    margin: float | Literal["column"] = meaning(
-        0.0, "m of -log sigmoid(r_chosen - r_rejected - m), Touvron et al. 2307.09288, eq. 2; column: the data's margin"
-    )
-    ties: Literal["none", "rao_kupper", "davidson"] = meaning("none", "the model of tied pairs; none: p = 1/2")
-    tie_threshold: float | None = meaning(
-        None, "theta > 1 of rao_kupper, default 3; nu > 0 of davidson, default 1 (Chen et al. 2409.17431)", gt=0
-    )
-    label_noise: float = meaning(
-        0.0, "known share of verdicts the wrong way round, in the likelihood (Patrini et al. 1609.03683)", ge=0, lt=0.5
-    )
-    steps: int | None = meaning(None, "optimizer steps; default: from epochs", gt=0)
-    epochs: float = meaning(1.0, gt=0)
-    train_batch_size: int = meaning(64, "pairs per optimizer step", gt=0)
-    learning_rate: float = meaning(1e-5, gt=0)
-    weight_decay: float = meaning(0.0, ge=0)
-    holdout: float = meaning(0.1, "share of pairs kept for accuracy and temperature", ge=0, lt=1)
-    max_tokens_per_microbatch: int = execution(16384, gt=0)
-
-    @model_validator(mode="after")
-    def _settings_that_act(self) -> "RewardFitSettings":
-        if self.margin != "column" and self.margin < 0:
-            raise ValueError("a margin is 0 or above")
-        if self.tie_threshold is not None and self.ties == "none":
-            raise ValueError("tie_threshold is that of a model of ties: set ties")
-        if self.tie_threshold is not None and self.ties == "rao_kupper" and self.tie_threshold <= 1:
-            raise ValueError("theta of rao_kupper is above 1: at 1 nothing is a tie")
-        return self
-
-
-class RewardModelLabeler(Settings):
-    kind: Literal["reward_model"] = meaning("reward_model")
-    path: str | None = meaning(None, "sequence-classification model, with its own tokenizer and template")
-    fit: RewardFitSettings | None = meaning(None, "or fit one here")
-    batch_size: int = execution(32, gt=0)
-
-    @model_validator(mode="after")
-    def _one_origin(self) -> "RewardModelLabeler":
-        if (self.path is None) == (self.fit is None):
-            raise ValueError("a reward_model needs exactly one of path (an existing model) and fit (train one)")
-        return self
-
-
-class CallableLabeler(Settings):
-    kind: Literal["callable"] = meaning("callable")
-    path: str = meaning(doc="module:function, f(examples) -> list of floats")
-
-
-LabelerSettings = Annotated[
-    RewardModelLabeler | CallableLabeler | JudgeLabeler | EnsembleLabeler | RuleLabeler | HumanLabeler | ReplayLabeler
-    | NoiseLabeler,
-    Field(discriminator="kind"),
-]  # fmt: skip
 
 
 class LinearAlignmentSettings(Settings):
@@ -163,6 +102,40 @@ class VllmSettings(Settings):
         if self.weight_transfer is not None and (self.weight_transfer == "nccl") != bool(self.gpus):
             raise ValueError("weight_transfer: nccl needs gpus of the server's own, ipc none (the trainer's)")
         return self
+
+
+class RewardModelLabeler(Settings):
+    """A sequence classifier with one output, given or fitted here, in process or behind vLLM (docs/labeling.md)."""
+
+    kind: Literal["reward_model"] = meaning("reward_model")
+    path: str | None = meaning(None, "sequence-classification model, with its own tokenizer and template")
+    fit: RewardFitSettings | None = meaning(None, "or fit one here")
+    batch_size: int = execution(32, "conversations of one forward pass, in process", gt=0)
+    vllm: VllmSettings | None = meaning(
+        None, "score through a vLLM server of its own, with the settings of section vllm; default: in process"
+    )
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> "RewardModelLabeler":
+        if (self.path is None) == (self.fit is None):
+            raise ValueError("a reward_model needs exactly one of path (an existing model) and fit (train one)")
+        if self.vllm is not None and self.vllm.lora != "load":
+            raise ValueError("vllm.lora is for policies: a reward model has whole weights")
+        if self.vllm is not None and self.vllm.mode == "external" and not self.vllm.server_urls:
+            raise ValueError("vllm.mode external has no server: list its URL in vllm.server_urls")
+        return self
+
+
+class CallableLabeler(Settings):
+    kind: Literal["callable"] = meaning("callable")
+    path: str = meaning(doc="module:function, f(examples) -> list of floats")
+
+
+LabelerSettings = Annotated[
+    RewardModelLabeler | CallableLabeler | JudgeLabeler | EnsembleLabeler | RuleLabeler | HumanLabeler | ReplayLabeler
+    | NoiseLabeler,
+    Field(discriminator="kind"),
+]  # fmt: skip
 
 
 class LaunchSettings(Settings):

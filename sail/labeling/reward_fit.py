@@ -10,7 +10,7 @@ import torch
 
 from sail.core.artifacts import Artifact
 from sail.core.errors import UserError
-from sail.core.run_settings import RewardFitSettings
+from sail.core.labeler_settings import RewardFitSettings
 from sail.core.seeds import derive_seed
 from sail.core.store import Builder, Recipe, Workspace
 from sail.labeling.calibration import (

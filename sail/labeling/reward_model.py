@@ -10,6 +10,7 @@ from transformers import (
     AutoConfig,
     AutoModelForSequenceClassification,
     AutoTokenizer,
+    PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -30,21 +31,10 @@ class RewardModel:
 
     @property
     def context_length(self) -> int:
-        return int(getattr(self.model.config.get_text_config(), "max_position_embeddings", None) or 1 << 30)
+        return context_length(self.model.config)
 
     def encode(self, example: Example) -> list[int]:
-        """Token ids of the whole conversation, response included, by the reward model's own chat template.
-
-        A tokenizer without a template gets the plain rendering "role: content", one turn after the other with a
-        blank line between, and then adds its own special tokens.
-        """
-        turns = [{"role": turn["role"], "content": turn["content"]} for turn in example.prompt]
-        turns.append({"role": "assistant", "content": example.response})
-        if self.tokenizer.chat_template is None:
-            text = "\n\n".join(f"{turn['role']}: {turn['content']}" for turn in turns)
-            return list(self.tokenizer(text)["input_ids"])
-        text = str(self.tokenizer.apply_chat_template(turns, tokenize=False))
-        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+        return encode(self.tokenizer, example)
 
     def rewards(self, rows: Sequence[Sequence[int]]) -> Tensor:
         """r of each row, [len(rows)] float32, with gradient where it is enabled; rows are padded on the right."""
@@ -57,6 +47,38 @@ class RewardModel:
             mask[index, : len(row)] = 1
         logits: Tensor = self.model(input_ids=input_ids.to(device), attention_mask=mask.to(device)).logits
         return logits[:, 0].float()
+
+
+def encode(tokenizer: PreTrainedTokenizerBase, example: Example) -> list[int]:
+    """Token ids of the whole conversation, response included, by the reward model's own chat template.
+
+    A tokenizer without a template gets the plain rendering "role: content", one turn after the other with a blank line
+    between, and then adds its own special tokens.
+    """
+    turns = [{"role": turn["role"], "content": turn["content"]} for turn in example.prompt]
+    turns.append({"role": "assistant", "content": example.response})
+    if tokenizer.chat_template is None:
+        text = "\n\n".join(f"{turn['role']}: {turn['content']}" for turn in turns)
+        return list(tokenizer(text)["input_ids"])
+    text = str(tokenizer.apply_chat_template(turns, tokenize=False))
+    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+def context_length(config: PretrainedConfig) -> int:
+    """Tokens of a conversation that the model takes."""
+    return int(getattr(config.get_text_config(), "max_position_embeddings", None) or 1 << 30)
+
+
+def padding_id(config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase, where: str) -> int:
+    """The model's padding id, else the tokenizer's, else EOS.
+
+    A decoder reads its reward at the last token that is not this id, so it must be the one of the training.
+    """
+    known = (config.get_text_config().pad_token_id, tokenizer.pad_token_id, tokenizer.eos_token_id)
+    pad_id = next((token_id for token_id in known if token_id is not None), None)
+    if pad_id is None:
+        raise UserError("the reward model has neither a padding nor an EOS token", where=where, cure="Set pad_token")
+    return int(pad_id)
 
 
 def load_reward_model(folder: Path, where: str) -> RewardModel:
@@ -102,16 +124,9 @@ def freeze_body(reward_model: RewardModel, where: str) -> None:
 
 
 def _with_padding(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, where: str) -> RewardModel:
-    """The two on their device, with one padding id: the model's, else the tokenizer's, else EOS.
-
-    A decoder reads its reward at the last token that is not this id, so it must be the one of the training.
-    """
-    config = model.config.get_text_config()
-    known = (config.pad_token_id, tokenizer.pad_token_id, tokenizer.eos_token_id)
-    pad_id = next((token_id for token_id in known if token_id is not None), None)
-    if pad_id is None:
-        raise UserError("the reward model has neither a padding nor an EOS token", where=where, cure="Set pad_token")
-    config.pad_token_id = pad_id
+    """The two on their device, with one padding id."""
+    pad_id = padding_id(model.config, tokenizer, where)
+    model.config.get_text_config().pad_token_id = pad_id
     if tokenizer.pad_token_id != pad_id:
         tokenizer.pad_token = tokenizer.convert_ids_to_tokens(pad_id)
     to_device(model)

@@ -2,15 +2,24 @@
 
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 from sail.core.errors import UserError
 from sail.core.run_settings import VllmSettings
-from sail.serving.completions import Completion, CompletionRequest, StopKind, request_body
-from sail.serving.dispatch import Dispatcher, Lane, Numbered, Weights, weights_of
+from sail.serving.completions import (
+    COMPLETIONS,
+    Completion,
+    CompletionRequest,
+    Numbered,
+    StopKind,
+    ask_completions,
+    request_body,
+)
+from sail.serving.dispatch import Dispatcher, Lane, Weights, weights_of
 from sail.serving.errors import ServerError
 from sail.serving.exchange import Exchange
+from sail.serving.scoring import ask_score
 from sail.serving.streaming import stream
 
 __all__ = ["Completion", "CompletionRequest", "ServerClient", "StopKind"]
@@ -55,16 +64,20 @@ class ServerClient:
         """(position, samples) of every request as it finishes; see `complete_over`, with this server alone."""
         return complete_over([self], list(requests), self._settings)
 
-    def lane(self) -> Lane:
-        """This server, for a dispatcher."""
-        return Lane(self._exchange, self.model, self.eos_ids, self.holds)
+    def lane(self) -> Lane[CompletionRequest, list[Completion]]:
+        """This server, for a dispatcher of completions."""
+        return Lane(self._exchange, partial(ask_completions, model=self.model, eos_ids=self.eos_ids), self.holds)
+
+    def scoring_lane(self, pad_id: int) -> Lane[Sequence[int], float]:
+        """This server, for a dispatcher of scores."""
+        return Lane(self._exchange, partial(ask_score, model=self.model, pad_id=pad_id))
 
     def token_logprobs(self, prompt_ids: Sequence[int], *, cache_salt: str = "") -> list[float]:
         """log pi(token t | tokens before t) for t = 1 .. len - 1, nats, at temperature 1."""
         self.refuse_too_long(len(prompt_ids), 1)
         request = CompletionRequest(tuple(prompt_ids), n=1, seed=0, max_tokens=1, cache_salt=cache_salt)
         body = request_body(request, self.model, self.eos_ids) | {"prompt_logprobs": 0}
-        entries = self._exchange.once("POST", "/v1/completions", body)["choices"][0]["prompt_logprobs"][1:]
+        entries = self._exchange.once("POST", COMPLETIONS, body)["choices"][0]["prompt_logprobs"][1:]
         return [entry[str(token)]["logprob"] for entry, token in zip(entries, prompt_ids[1:], strict=True)]
 
     def health(self) -> bool:

@@ -1,12 +1,14 @@
 """What is asked of the server and what comes back, as records; and the checks between the two."""
 
 import math
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from sail.serving.errors import ServerError
+from sail.serving.errors import ServerError, TransientError
 
 StopKind = Literal["eos", "stop_token", "stop_string", "length", "abort"]
+COMPLETIONS = "/v1/completions"
 _SEED_LIMIT = 1 << 63
 
 
@@ -50,6 +52,24 @@ class Completion:
     logprobs: tuple[float, ...]
     stop_kind: StopKind
     stop_reason: str | int | None
+
+
+Numbered = tuple[int, list[Completion]]
+"""The position of a request among those asked, and its samples"""
+
+
+async def ask_completions(
+    post: Callable[[str, dict[str, Any]], Awaitable[dict[str, Any]]],
+    request: CompletionRequest,
+    *,
+    model: str,
+    eos_ids: frozenset[int],
+) -> list[Completion]:
+    """The samples of one request, asked once (sail.serving.dispatch.Ask)."""
+    completions = read_completions(await post(COMPLETIONS, request_body(request, model, eos_ids)), request, eos_ids)
+    if any(completion.stop_kind == "abort" for completion in completions):
+        raise TransientError("the server aborted a sample")  # it is being stopped, or was paused
+    return completions
 
 
 def request_body(request: CompletionRequest, model: str, eos_ids: frozenset[int]) -> dict[str, Any]:

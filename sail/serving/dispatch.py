@@ -1,11 +1,11 @@
-"""Seeded requests spread over servers, and the one place that tries anything again.
+"""Requests spread over servers, and the one place that tries anything again.
 
 Every request goes to the server with the fewest in flight. What fails in a way that may pass (a disconnect, a
 timeout, a 5xx, an aborted sample) goes back to the queue, for whichever server is free next: the seed makes a second
-try give the same bits. A server that fails rests a little, is then tried with a single request, and is left alone
-after vllm.max_retries further failures in a row. When the queue is empty, requests that a slow server holds for far
-longer than any other took are sent a second time, to an idle one; the first answer counts. A server that others can
-reach is looked at after every answer: one that was given other weights meanwhile ends the call.
+try give the same bits, and a score is no draw. A server that fails rests a little, is then tried with a single request,
+and is left alone after vllm.max_retries further failures in a row. When the queue is empty, requests that a slow server
+holds for far longer than any other took are sent a second time, to an idle one; the first answer counts. A server that
+others can reach is looked at after every answer: one that was given other weights meanwhile ends the call.
 """
 
 import asyncio
@@ -15,17 +15,18 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, Generic, TypeVar
 
 import httpx
 
 from sail.core.errors import UserError
 from sail.core.run_settings import VllmSettings
-from sail.serving.completions import Completion, CompletionRequest, read_completions, request_body
 from sail.serving.errors import OtherModelError, ServerError, ServerLostError, TransientError
 from sail.serving.exchange import Exchange, Json
 from sail.serving.streaming import Emit
 
-_COMPLETIONS, _RPC = "/v1/completions", "/collective_rpc"
+_RPC = "/collective_rpc"
 _FIRST_REST_S, _LONGEST_REST_S = 0.25, 8.0
 _POLL_S = 0.05
 _OVERDUE = 3.0  # times the slowest answer so far
@@ -34,8 +35,13 @@ _WINDOW = 8  # requests beyond the first unfinished one that may be under way, i
 
 _LOOK_S = 0.1  # answers that come so close to each other share a look
 
-Numbered = tuple[int, list[Completion]]
 Weights = tuple[str | None, int]  # their version, and how often the server has been given any
+_Request = TypeVar("_Request")
+_Answer = TypeVar("_Answer")
+Post = Callable[[str, Json], Awaitable[Json]]
+"""(path, body) -> reply, of one server"""
+Ask = Callable[[Post, _Request], Awaitable[_Answer]]
+"""One question to one server; TransientError where another try may be answered"""
 
 
 def weights_of(states: Sequence[Json]) -> Weights:
@@ -57,12 +63,11 @@ async def patiently(ask: Callable[[], Awaitable[Json]], max_retries: int) -> Jso
 
 
 @dataclass(eq=False)
-class Lane:
-    """One server: where it is, what it is asked for, and how it has been doing."""
+class Lane(Generic[_Request, _Answer]):
+    """One server: where it is, how it is asked, and how it has been doing."""
 
     exchange: Exchange
-    model: str
-    eos_ids: frozenset[int]
+    question: Ask[_Request, _Answer]
     holds: Weights | None = None  # what every answer must come from; None: nobody else can change it
     http: httpx.AsyncClient | None = None
     in_flight: int = 0
@@ -87,15 +92,12 @@ class Lane:
         rest_s = min(_FIRST_REST_S * 2 ** (self.failures - 1), _LONGEST_REST_S)
         self.rests_until = time.monotonic() + rest_s
 
-    async def ask(self, request: CompletionRequest) -> list[Completion]:
+    async def ask(self, request: _Request) -> _Answer:
         assert self.http is not None
-        reply = await self.exchange.post(self.http, _COMPLETIONS, request_body(request, self.model, self.eos_ids))
-        completions = read_completions(reply, request, self.eos_ids)
-        if any(completion.stop_kind == "abort" for completion in completions):
-            raise TransientError("the server aborted a sample")  # it is being stopped, or was paused
+        answer = await self.question(partial(self.exchange.post, self.http), request)
         if self.holds is not None:
             await self._looked_at()
-        return completions
+        return answer
 
     async def _looked_at(self) -> None:
         """A look at the server's weights that began after now."""
@@ -121,20 +123,20 @@ class _Flight:
     """One request on its way to one server."""
 
     position: int
-    lane: Lane
+    lane: Lane[Any, Any]
     started: float
 
 
 @dataclass
-class Dispatcher:
+class Dispatcher(Generic[_Request, _Answer]):
     """The requests of one call, until every one is answered or no server is left."""
 
-    lanes: Sequence[Lane]
-    requests: Sequence[CompletionRequest]
+    lanes: Sequence[Lane[_Request, _Answer]]
+    requests: Sequence[_Request]
     settings: VllmSettings
-    emit: Emit[Numbered]
+    emit: Emit[tuple[int, _Answer]]
     _todo: list[int] = field(default_factory=list)
-    _flights: dict[asyncio.Task[list[Completion]], _Flight] = field(default_factory=dict)
+    _flights: dict[asyncio.Task[_Answer], _Flight] = field(default_factory=dict)
     _attempts: Counter[int] = field(default_factory=Counter)
     _finished: set[int] = field(default_factory=set)
     _first: int = 0  # every request before it is answered
@@ -142,7 +144,7 @@ class Dispatcher:
 
     def __post_init__(self) -> None:
         self._todo = list(range(len(self.requests)))
-        self._landed: asyncio.Queue[asyncio.Task[list[Completion]]] = asyncio.Queue()
+        self._landed: asyncio.Queue[asyncio.Task[_Answer]] = asyncio.Queue()
         self._window = _WINDOW * self.settings.concurrency * len(self.lanes)
 
     async def run(self) -> None:
@@ -167,7 +169,7 @@ class Dispatcher:
                 if lane is not None and not lane.failures:
                     self._send(flight.position, lane)
 
-    def _free_lane(self, other_than: Lane | None = None) -> Lane | None:
+    def _free_lane(self, other_than: Lane[_Request, _Answer] | None = None) -> Lane[_Request, _Answer] | None:
         now = time.monotonic()
         free = [lane for lane in self.lanes if lane is not other_than and lane.room(self.settings.concurrency, now)]
         return min(free, key=lambda lane: lane.in_flight, default=None)
@@ -180,7 +182,7 @@ class Dispatcher:
         copies = Counter(flight.position for flight in self._flights.values())
         return [flight for flight in self._flights.values() if flight.started < latest and copies[flight.position] == 1]
 
-    def _send(self, position: int, lane: Lane) -> None:
+    def _send(self, position: int, lane: Lane[_Request, _Answer]) -> None:
         lane.in_flight += 1
         task = asyncio.create_task(lane.ask(self.requests[position]))
         self._flights[task] = _Flight(position, lane, time.monotonic())
@@ -202,9 +204,9 @@ class Dispatcher:
         elif isinstance(error, (TransientError, OtherModelError)):
             self._failed(flight, error)
         else:
-            raise error
+            raise _placed(error, flight.position)
 
-    async def _answered(self, flight: _Flight, completions: list[Completion]) -> None:
+    async def _answered(self, flight: _Flight, answer: _Answer) -> None:
         flight.lane.failures = 0
         self._slowest_s = max(self._slowest_s, time.monotonic() - flight.started)
         if flight.position in self._finished:
@@ -215,7 +217,7 @@ class Dispatcher:
         for task, other in self._flights.items():
             if other.position == flight.position:
                 task.cancel()
-        await self.emit((flight.position, completions))
+        await self.emit((flight.position, answer))
 
     def _failed(self, flight: _Flight, error: TransientError | OtherModelError) -> None:
         lane, position = flight.lane, flight.position
@@ -225,7 +227,15 @@ class Dispatcher:
         given_up = self._attempts[position] > self.settings.max_retries * len(self.lanes)
         if given_up or all(lane.lost for lane in self.lanes):
             told = "; ".join(f"{lane.problem} ({lane.exchange.base_url})" for lane in self.lanes if lane.problem)
-            raise ServerLostError(f"a request failed {self._attempts[position]} times, at last with {told}")
+            problem = f"a request failed {self._attempts[position]} times, at last with {told}"
+            raise _placed(ServerLostError(problem), position)
         under_way = any(other.position == position for other in self._flights.values())
         if position not in self._finished and not under_way:
             heapq.heappush(self._todo, position)
+
+
+def _placed(error: BaseException, position: int) -> BaseException:
+    """The error, with the place of its request among those asked."""
+    if isinstance(error, ServerError):
+        error.position = position
+    return error

@@ -4,6 +4,8 @@
 class ServerError(RuntimeError):
     """The server failed, and went on failing for as long as retrying was allowed."""
 
+    position: int | None = None  # of the request, where it was one of many
+
 
 class RequestRefusedError(ServerError):
     """The server answered with an error that a second try would not change."""

@@ -23,8 +23,15 @@ ENTRY_MODULE = "vllm.entrypoints.launchers.api_server.entry"
 COLOCATED_MODULE = "sail.serving.colocated"
 WORKER_EXTENSION = "sail.serving.worker.WeightReloader"
 _OURS = frozenset({"model", "host", "port", "uds", "served-model-name", "worker-extension-cls", "logprobs-mode"}) | {
-    "generation-config", "enable-lora", "max-lora-rank", "enable-sleep-mode", "weight-transfer-config",
+    "generation-config", "enable-lora", "max-lora-rank", "enable-sleep-mode", "weight-transfer-config", "runner",
+    "convert", "pooler-config",
 }  # fmt: skip
+_SAMPLING: dict[str, Any] = {
+    "logprobs-mode": "processed_logprobs",
+    "generation-config": "vllm",  # neutral: sampling parameters and EOS ids come with each request
+    "worker-extension-cls": WORKER_EXTENSION,
+}
+_SCORING: dict[str, Any] = {"runner": "pooling", "convert": "classify", "pooler-config": {"use_activation": False}}
 _CPU_BATCHED_TOKENS = 4096
 _LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # those vLLM has room for
 
@@ -43,6 +50,7 @@ class LaunchPlan:
     max_model_len: int | None
     lora_rank: int | None  # the largest of the adapters to come; None: none come
     seed: int
+    scores: bool = False  # a classifier that scores conversations, not a policy that is sampled
 
 
 def server_command(plan: LaunchPlan, settings: VllmSettings) -> list[str]:
@@ -53,9 +61,7 @@ def server_command(plan: LaunchPlan, settings: VllmSettings) -> list[str]:
         "seed": plan.seed,
         "dtype": serving_dtype(settings, plan.device),
         "max-num-seqs": settings.max_num_seqs,
-        "logprobs-mode": "processed_logprobs",
-        "generation-config": "vllm",  # neutral: sampling parameters and EOS ids come with each request
-        "worker-extension-cls": WORKER_EXTENSION,
+        **(_SCORING if plan.scores else _SAMPLING),
     }
     if plan.max_model_len is not None:
         flags["max-model-len"] = plan.max_model_len
@@ -64,7 +70,7 @@ def server_command(plan: LaunchPlan, settings: VllmSettings) -> list[str]:
         flags |= {"enable-lora": True, "max-lora-rank": _room_for(plan.lora_rank), "max-cpu-loras": 2}
     if rests_by(settings, plan.device) == "sleep":
         flags["enable-sleep-mode"] = True
-    if settings.weight_transfer is not None:
+    if settings.weight_transfer is not None and not plan.scores:
         check_transfer(settings, plan.device)
         flags["weight-transfer-config"] = {"backend": settings.weight_transfer}
     if plan.device == "cpu":

@@ -9,8 +9,7 @@ from typing import Self
 from sail.core.errors import UserError
 from sail.core.run_settings import VllmSettings
 from sail.serving.client import ServerClient, complete_over
-from sail.serving.completions import CompletionRequest
-from sail.serving.dispatch import Numbered
+from sail.serving.completions import CompletionRequest, Numbered
 from sail.serving.errors import ServerError, ServerLostError
 from sail.serving.flags import rests_by
 from sail.serving.replica import Replica

@@ -23,6 +23,8 @@ from sail.serving.versions import installed_vllm
 
 _PORT_ATTEMPTS = 3
 _POLL_S = 0.25
+_COMPLETION = "/v1/completions", {"prompt": [1, 1], "max_tokens": 1, "temperature": 0.0}
+_SCORE = "/classify", {"input": [1, 1]}
 _STOP_S = guard.GRACE_S + guard.KILL_S + 5.0
 
 
@@ -36,6 +38,7 @@ class VllmServer:
         self.model_dir = plan.model_dir
         self.model_name = plan.model_name  # unique: a request that reaches another server is refused there
         self.layout = tensor_layout(plan.model_dir)
+        self._ready = _SCORE if plan.scores else _COMPLETION
         self.base_url = plan.base_url
         self.pid = process.pid
         self.log_path = log_path
@@ -51,12 +54,13 @@ class VllmServer:
         max_model_len: int | None,
         lora_rank: int | None = None,
         seed: int = 0,
+        scores: bool = False,
     ) -> "VllmServer":
         """Start and wait until it answers, at most settings.start_timeout_s.
 
-        Ready means: the process lives, /health is 200, and a completion came back. Raises UserError for what
-        the user can mend (no vLLM, port taken, no memory), ServerError otherwise, both with the end of the
-        log.
+        Ready means: the process lives, /health is 200, and a completion (of a reward model, a score) came back.
+        Raises UserError for what the user can mend (no vLLM, port taken, no memory), ServerError otherwise, both with
+        the end of the log.
         """
         tensor_layout(model_dir)
         device = installed_vllm().device
@@ -65,7 +69,7 @@ class VllmServer:
             with reserved_address(settings) as base_url:
                 name = f"sail-{uuid.uuid4().hex[:12]}"
                 length = settings.max_model_len or max_model_len
-                plan = LaunchPlan(model_dir.resolve(), name, version, base_url, device, length, lora_rank, seed)
+                plan = LaunchPlan(model_dir.resolve(), name, version, base_url, device, length, lora_rank, seed, scores)
                 server = _launch(cls, plan, settings, log_path)
                 if server._wait_until_ready(deadline):
                     return server
@@ -110,19 +114,19 @@ class VllmServer:
             while not ready and self.alive() and time.monotonic() < deadline:
                 time.sleep(_POLL_S)
                 exchange = Exchange(self.base_url, timeout_s=max(1.0, deadline - time.monotonic()))
-                ready = exchange.answers("/health") and self._completes(exchange)
+                ready = exchange.answers("/health") and self._answers_truly(exchange)
         finally:
             if not ready:
                 self.stop()
         return ready
 
-    def _completes(self, exchange: Exchange) -> bool:
-        """One real completion by our own model name: a healthy stranger on this port does not count."""
-        body = {"model": self.model_name, "prompt": [1, 1], "max_tokens": 1, "temperature": 0.0}
+    def _answers_truly(self, exchange: Exchange) -> bool:
+        """One real request by our own model name: a healthy stranger on this port does not count."""
+        path, body = self._ready
         try:
-            exchange.done("POST", "/v1/completions", body)
+            exchange.done("POST", path, {"model": self.model_name, **body})
         except RequestRefusedError as error:
-            raise ServerError(f"a server at {self.base_url} refuses a plain completion: {error}") from None
+            raise ServerError(f"a server at {self.base_url} refuses a plain request: {error}") from None
         except ServerError:
             return False
         return True

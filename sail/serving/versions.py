@@ -22,6 +22,7 @@ TESTED: dict[tuple[str, str], dict[str, str]] = {
         "--worker-extension-cls": "reload from disk, tied embeddings and not",
         "--enable-lora, VLLM_ALLOW_RUNTIME_LORA_UPDATING": "adapters loaded and unloaded, log-probs to 5e-5",
         "--generation-config vllm": "EOS ids sent with each request",
+        "--runner pooling --convert classify": "raw scores of token ids by /classify, to 1e-5 in float32",
     },
 }
 

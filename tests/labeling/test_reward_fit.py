@@ -16,11 +16,12 @@ from transformers import AutoModelForSequenceClassification
 from sail.core.artifacts import Artifact, leaf
 from sail.core.atomic import file_sha256, tree_files
 from sail.core.errors import UserError
+from sail.core.labeler_settings import RewardFitSettings
 from sail.core.metrics import METRICS
 from sail.core.records import Example, ScoredGroup
-from sail.core.run_settings import RewardFitSettings, RewardModelLabeler
+from sail.core.run_settings import RewardModelLabeler
 from sail.core.store import Store
-from sail.labeling.labelers.reward_model import score_examples
+from sail.labeling.labelers.reward_model import RewardOrigin, score_examples
 from sail.labeling.reward_fit import METRICS_FILE, fit_reward_model
 from sail.labeling.reward_loss import pair_loss
 from sail.labeling.reward_model import load_reward_model, new_reward_model
@@ -62,7 +63,7 @@ def test_it_learns_an_obvious_preference_and_serves_as_a_labeler(store: Store, p
     assert 0 <= result["reward/ece_holdout"] < 0.2
     assert METRICS.keys() >= result.keys() - {"steps", "pairs", "pairs_holdout"}
     groups = [make_group("film", "the film was great .", "the film was awful .")]
-    labeler = make_labeler("rm", RewardModelLabeler(fit=SETTINGS), reward)
+    labeler = make_labeler("rm", RewardModelLabeler(fit=SETTINGS), RewardOrigin(reward))
     (scored,) = score_responses(store, write_groups(store, groups), labeler).read(ScoredGroup, "scores")
     assert scored.scores[0] > scored.scores[1]
     assert labeler.digest == reward.key

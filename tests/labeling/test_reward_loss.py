@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from sail.core.errors import UserError
-from sail.core.run_settings import RewardFitSettings
+from sail.core.labeler_settings import RewardFitSettings
 from sail.core.settings import parse_settings
 from sail.labeling.reward_loss import TIES, pair_loss
 

@@ -155,7 +155,7 @@ def test_the_list_of_execution_settings_is_complete() -> None:
     assert listed | _NAMES_ONLY | _NOT_IN_THE_CONFIG == marked
 
 
-@pytest.mark.parametrize("assignment", _assignments())
+@pytest.mark.parametrize("assignment", [*_assignments(), "labelers.rm.vllm={concurrency: 3}"])
 def test_execution_settings_change_no_key(assignment: str, finished: tuple[Path, Path]) -> None:
     config, out = finished
     assert load_config(str(config), [assignment]).settings != load_config(str(config)).settings, "no change at all"
@@ -165,6 +165,7 @@ def test_execution_settings_change_no_key(assignment: str, finished: tuple[Path,
 @pytest.mark.parametrize("assignment", [
     "seed=1", "loss.beta=0.2", "routes.online.sail_coef=0.3", "routes.online.share=0.25", "generation.temperature=0.9",
     "update.learning_rate=1e-4", "prompts.per_round=12", "labelers.rm.fit.steps=3", "vllm.dtype=float32",
+    "labelers.rm.vllm={dtype: bfloat16}",
 ])  # fmt: skip
 def test_settings_with_a_meaning_change_the_last_checkpoint(assignment: str, finished: tuple[Path, Path]) -> None:
     config, out = finished
