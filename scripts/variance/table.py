@@ -14,7 +14,7 @@ Column = Callable[[Figures, Measured], float]
 def variance_tables(seeds: Sequence[Measured]) -> str:
     """Whole gradients, then their terms: a row an estimator, mean ± standard error over seeds.
 
-    Variances and squared biases are in units of the exact gradient's squared norm under that seed, "of soft" in units
+    Variances and squared biases are in units of the exact gradient's squared norm under that seed, "of soft's" in units
     of the variance of the exact estimator under that seed.
     """
     wholes: dict[str, Column] = {}
