@@ -40,12 +40,15 @@ class Stepper:
         self.model = load_policy(pairs.policy, trainable=True).train()
         self.objective, self.settings = pairs.objective, pairs.update
 
-    def terms(self, items: Sequence[Item], mode: LabelMode, baseline: float) -> Terms:
-        """c = 0 leaves the plain term, and responses that no policy drew leave the score term out."""
-        plain = self.gradient(items, mode, 0.0, baseline)
-        without_score = self.gradient([_from_data(item) for item in items], mode, 1.0, baseline)
-        whole = self.gradient(items, mode, 1.0, baseline)
-        return Terms(plain, without_score - plain, whole - without_score)
+    def terms(self, items: Sequence[Item], mode: LabelMode, baselines: Sequence[float]) -> list[Terms]:
+        """Under each baseline: c = 0 leaves the plain term, responses that no policy drew leave the score term out."""
+        found, others = [], [_from_data(item) for item in items]
+        plain = self.gradient(items, mode, 0.0, 0.0)
+        for baseline in baselines:
+            without_score = self.gradient(others, mode, 1.0, baseline)
+            whole = self.gradient(items, mode, 1.0, baseline)
+            found.append(Terms(plain, without_score - plain, whole - without_score))
+        return found
 
     def gradient(self, items: Sequence[Item], mode: LabelMode, c: float, baseline: float) -> Tensor:
         """[D] float64, of the batch's mean loss"""

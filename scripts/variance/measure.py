@@ -39,9 +39,10 @@ def measure(pairs: FreshPairs, batch_size: int, num_settling: int, coefs: Sequen
     baseline = stepper.settled_baseline(batches[:num_settling])
     moments = {estimator: _Moments(coefs) for estimator in ESTIMATORS}
     for items in batches[num_settling:]:
-        terms = {(mode, based): stepper.terms(items, mode, baseline * based) for mode, based in ESTIMATORS}
-        for estimator in ESTIMATORS:
-            moments[estimator].add(terms[estimator], terms[EXACT])
+        terms = [each for mode in MODES for each in stepper.terms(items, mode, (0.0, baseline))]
+        by_estimator = dict(zip(ESTIMATORS, terms, strict=True))
+        for estimator, own in by_estimator.items():
+            moments[estimator].add(own, by_estimator[EXACT])
     signal = {c: whole.squared_mean for c, whole in moments[EXACT].whole.items()}
     return Measured({estimator: own.figures() for estimator, own in moments.items()}, signal)
 

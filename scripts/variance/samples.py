@@ -3,11 +3,10 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from loops.ablation import ArmRun
 from loops.checks import route_loss
 from loops.context import Context
 from loops.iterate import PhaseLoop
-from sail.core.run_settings import UpdateSettings
+from sail.core.run_settings import RunSettings, UpdateSettings
 from sail.core.store import Store
 from sail.objectives import find_loss
 from sail.policy.loading import Checkpoint
@@ -27,9 +26,8 @@ class FreshPairs:
     update: UpdateSettings
 
 
-def fresh_pairs(run: ArmRun, root: Path) -> FreshPairs:
+def fresh_pairs(settings: RunSettings, num_prompts: int, root: Path) -> FreshPairs:
     """The phases before the last one, then its first samples, made or found in the store of `root`."""
-    settings = run.settings
     context = Context(settings, Store(root / ".store"), root / "logs")
     policy: Checkpoint = context.model
     ends: dict[str, Checkpoint] = {}
@@ -40,6 +38,8 @@ def fresh_pairs(run: ArmRun, root: Path) -> FreshPairs:
                 pass
             policy = ends[phase.name] = loop.policies[-1]
         phase = settings.phases[-1]
+        assert phase.prompts is not None, "samples of the policy have prompts"
+        phase = phase.replace(prompts=phase.prompts.replace(per_round=num_prompts))
         routes = PhaseLoop(context, phase, policy, ends, first_round=len(ends)).routes.inputs(0, {})
     finally:
         context.close()

@@ -17,7 +17,7 @@ from sail.objectives.online import (
 )
 
 from .exact_sums import complex_step, exact_gradient, exact_objective, exact_preference
-from .tabular import Estimator, all_pairs, expected_gradient, label_outcomes, make_world, per_pair
+from .tabular import Estimator, all_pairs, expected_gradient, make_world
 
 WORLD = make_world()
 PARAMS = {
@@ -45,26 +45,6 @@ def test_the_expected_estimator_is_the_exact_gradient(loss, label, sail_coef, fr
     got = expected_gradient(pairs, label, row_of(label), online, pair_probs=probs)
     want = exact_gradient(WORLD, loss, label, PARAMS[loss], sail_coef=sail_coef, from_policy=from_policy)
     np.testing.assert_allclose(got, want, rtol=0, atol=1e-12)
-
-
-@pytest.mark.parametrize("who", ["others", "fresh"])
-@pytest.mark.parametrize("loss", PARAMS)
-def test_the_soft_form_is_the_mean_over_drawn_labels_pair_by_pair(loss, who):
-    """Rao-Blackwell: value and gradient of every single pair, not only of their expectation."""
-    pairs = all_pairs(WORLD, loss, PARAMS[loss])
-    online = OnlineTerms(pairs.score_logps, 0.3, baseline=0.37)
-
-    def mean_over_labels(mode):
-        """[N] values"""
-        return sum(
-            probs * row_of(f"{who}-{mode}")(pairs.losses, p_a, pairs.preference._replace(uniforms=uniforms), online)
-            for probs, p_a, uniforms in label_outcomes(pairs, f"{who}-{mode}")
-        )
-
-    soft, sampled = mean_over_labels("soft"), mean_over_labels("sampled")
-    np.testing.assert_allclose(sampled.detach(), soft.detach(), rtol=0, atol=1e-12)
-    np.testing.assert_allclose(per_pair(pairs, sampled), per_pair(pairs, soft), rtol=0, atol=1e-12)
-    assert np.abs(per_pair(pairs, soft)).max() > 1e-2
 
 
 def test_the_worlds_reach_both_sides_of_every_kink():
