@@ -76,7 +76,7 @@ class _FusedHead(torch.autograd.Function):
             grad_raw = by_tile.gradient(start, lse, scale)
             if grad_bias is not None:
                 grad_bias[start : start + size] = grad_raw.sum(0, dtype=lse.dtype)
-            grad_hidden += head.product(grad_raw, head.weight_tile(start, size))
+            head.add_product(grad_raw, head.weight_tile(start, size), to=grad_hidden)
             if grad_weight is not None:
                 grad_weight[start : start + size] = head.product(grad_raw.T, head.hidden)
         return grad_hidden.to(hidden.dtype), grad_weight, grad_bias, None, None, None

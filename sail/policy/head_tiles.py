@@ -5,7 +5,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-TILE = 2048
+TILE = 1024
 
 
 class LogitTransform(NamedTuple):
@@ -47,6 +47,13 @@ class Head(NamedTuple):
             return left @ right
         return torch.mm(left, right, out_dtype=self.wide) if left.is_cuda else (left @ right).to(self.wide)
 
+    def add_product(self, left: Tensor, right: Tensor, to: Tensor) -> None:
+        """to += left @ right, in `wide`."""
+        if left.dtype == self.wide:
+            torch.addmm(to, left, right, out=to)
+        else:
+            to += self.product(left, right)
+
 
 class SoftmaxTile(NamedTuple):
     """A tile's share of the softmax, relative to its own largest logit."""
@@ -58,7 +65,7 @@ class SoftmaxTile(NamedTuple):
 
 
 class HeadTiles(Protocol):
-    """The head over the tile of the vocabulary that begins at `start`."""
+    """The head over the tile of the vocabulary that begins at `start`. What it gives lasts until the next tile."""
 
     size: int
 
@@ -75,20 +82,23 @@ class HeadTiles(Protocol):
 
 
 class TorchTiles:
-    """Tiles by torch's own operations."""
+    """Tiles by torch's own operations, one buffer for all of them: fresh memory for each would cost as much as a
+    third of the matmuls."""
 
     size = TILE
 
     def __init__(self, head: Head) -> None:
         self.head = head
+        self._buffer: Tensor | None = None
 
     def scores(self, start: int) -> tuple[Tensor, Tensor]:
         logits = self._logits(start)
-        return self._picked(logits, start), torch.logsumexp(logits, dim=-1)
+        picked, top = self._picked(logits, start), logits.amax(dim=-1)
+        return picked, logits.sub_(top[:, None]).exp_().sum(-1).log_().add_(top)
 
     def gradient(self, start: int, lse: Tensor, scale: Tensor) -> Tensor:
         logits = self._logits(start)
-        grad = (logits - lse[:, None]).exp_().mul_(-scale[:, None])
+        grad = self._to_change(logits).sub_(lse[:, None]).exp_().mul_(-scale[:, None])
         rows, columns = self._targets_in(start)
         grad[rows, columns] += scale[rows]
         return self.head.transform.backward(grad, logits).to(self.head.hidden.dtype)
@@ -96,18 +106,31 @@ class TorchTiles:
     def softmax(self, start: int) -> SoftmaxTile:
         logits = self._logits(start)
         top = logits.amax(dim=-1)
-        weights = (logits - top[:, None]).exp_()
+        picked, weights = self._picked(logits, start), self._to_change(logits).sub_(top[:, None]).exp_()
         total = weights.sum(-1)
         weights = self.head.transform.backward(weights, logits).to(self.head.hidden.dtype)
-        return SoftmaxTile(self._picked(logits, start), weights, top, total)
+        return SoftmaxTile(picked, weights, top, total)
+
+    def _to_change(self, logits: Tensor) -> Tensor:
+        """The logits themselves where the gradient needs them no more."""
+        return logits if self.head.transform == AS_IS else logits.clone()
 
     def _logits(self, start: int) -> Tensor:
         """[N, tile] z."""
         head = self.head
-        raw = (head.hidden @ head.weight_tile(start, self.size).T).to(head.wide)
+        raw = self._raw(head.weight_tile(start, self.size))
         if head.bias is not None:
             raw += head.bias[start : start + self.size].to(head.wide)  # wide: the sum is not rounded again
         return head.transform(raw)
+
+    def _raw(self, weight: Tensor) -> Tensor:
+        """hidden W^T [N, tile], in the buffer where no other precision is asked for."""
+        head, tokens = self.head, len(self.head.hidden)
+        if head.hidden.dtype != head.wide:
+            return (head.hidden @ weight.T).to(head.wide)
+        if self._buffer is None:
+            self._buffer = head.hidden.new_empty(tokens * min(self.size, len(head.weight)))
+        return torch.mm(head.hidden, weight.T, out=self._buffer[: tokens * len(weight)].view(tokens, len(weight)))
 
     def _picked(self, logits: Tensor, start: int) -> Tensor:
         rows, columns = self._targets_in(start)
