@@ -51,6 +51,12 @@ def refuse_unsupported(kind: str, fsdp_version: int, trained: Iterable[str]) -> 
         )  # fmt: skip
 
 
+def refuse_this(accelerator: Accelerator, trained: Iterable[str]) -> None:
+    """The same, of the processes that were started; a command of the user's own has no config that could be read."""
+    version = accelerator.state.fsdp_plugin.fsdp_version if sharded(accelerator) else 0
+    refuse_unsupported(accelerator.distributed_type.value, version, trained)
+
+
 def make_accelerator(bf16: bool) -> Accelerator:
     """accelerate, as its config file in the environment says."""
     AcceleratorState._reset_state()  # one process trains many rounds, and phases may differ in precision
