@@ -51,10 +51,11 @@ def print_plan(plan: PlanBuilder, settings: RunSettings, console: Console) -> No
 
 def memory_table(settings: RunSettings, config: PretrainedConfig) -> Table:
     """What one process of each stage holds at its peak (loops/memory_plan.py)."""
-    table = Table("memory", "weights", "gradients", "optimizer", "activations", "KV cache", "sum, at most", "")
+    table = Table("memory", "weights", "grads", "optim.", "activ.", "cache", "at most")
     for stage in stages(settings, shape_of(config)):
         parts = (stage.weights, stage.gradients, stage.optimizer, stage.activations, stage.cache, stage.total)
-        table.add_row(stage.stage, *(size(part) if part else "" for part in parts), stage.note)
+        name = f"{stage.stage}: {stage.note}" if stage.note else stage.stage
+        table.add_row(name, *(size(part) if part else "" for part in parts))
     return table
 
 

@@ -24,6 +24,8 @@ _WIDE, _HALF = 4, 2  # bytes of a number
 OPTIMIZER_BYTES = {"adamw": 8, "adamw_8bit": 2, "paged_adamw_8bit": 2, "rmsprop": 4, "sgd": 0}  # a trained weight
 _TILES = 3  # logits, their softmax, their gradient
 _KEPT_H, _KEPT_Q, _KEPT_F = 6, 6, 4  # the table above
+_DECODER_LAYERS = ("num_decoder_layers", "decoder_layers")  # of an encoder-decoder, beside the encoder's
+_CONTEXT = 512  # of models without a limit: what T5 was trained on
 
 
 @dataclass(frozen=True)
@@ -63,22 +65,30 @@ def shape_of(config: PretrainedConfig) -> Shape:
     auto = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
     with torch.device("meta"):
         model = auto.from_config(config)
-    linear = [module for module in model.modules() if isinstance(module, torch.nn.Linear)]
-    head = model.get_output_embeddings()
+    others = (
+        model.get_output_embeddings(),
+        *(each for each in model.modules() if isinstance(each, torch.nn.Embedding)),
+    )
+    matrices = [each.weight for each in model.modules() if each not in others and _has_matrix(each)]
     text = config.get_text_config()
     width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
     heads = text.num_attention_heads
     return Shape(
         weights=sum(weight.numel() for weight in model.parameters()),
-        adapter=sum(each.in_features + each.out_features for each in linear if each is not head),
+        adapter=sum(sum(matrix.shape) for matrix in matrices),
         hidden=text.hidden_size,
         queries=width * heads,
         keys=width * (getattr(text, "num_key_value_heads", None) or heads),
         feed_forward=_feed_forward(text),
-        layers=text.num_hidden_layers + (getattr(text, "num_decoder_layers", 0) or 0),
+        layers=text.num_hidden_layers + max(getattr(text, name, None) or 0 for name in _DECODER_LAYERS),
         vocab=text.vocab_size,
-        context=getattr(text, "max_position_embeddings", None) or 2**20,
+        context=getattr(text, "max_position_embeddings", None) or _CONTEXT,
     )
+
+
+def _has_matrix(module: torch.nn.Module) -> bool:
+    weight = getattr(module, "weight", None)
+    return isinstance(weight, torch.Tensor) and weight.ndim == 2
 
 
 def _feed_forward(text: Any) -> int:

@@ -38,8 +38,8 @@ def refuse_unsupported(kind: str, fsdp_version: int, trained: Iterable[str]) -> 
     where, beside = "launch.accelerate_config", sorted(set(trained) - {"policy"})
     if kind not in ("NO", "MULTI_GPU", "MULTI_CPU", "FSDP"):
         raise UserError(
-            f"{kind} is not built: its engine steps inside the backward pass and keeps the optimizer's state in a "
-            "form that another number of processes could not resume",
+            f"{kind} is not built: its engine steps inside the backward pass, before the gradients of all routes are "
+            "added up (docs/launch.md)",
             where=where, cure="Use ddp, or fsdp2, which shards the same tensors",
         )  # fmt: skip
     if kind == "FSDP" and fsdp_version != 2:
