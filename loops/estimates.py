@@ -7,14 +7,16 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
+from transformers import AutoConfig, PretrainedConfig
 
 from loops.context import Context
 from loops.label_checks import asked_labelers
+from loops.memory_plan import shape_of, stages
 from loops.plan import PlanBuilder, lineage
 from sail.core.labeler_settings import JudgeLabeler
 from sail.core.route_settings import SAMPLED
 from sail.core.run_settings import PhaseSettings, RunSettings
-from sail.policy.loading import weights_by_config
+from sail.policy.loading import base_folder, weights_by_config
 
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 BYTES_PER_WEIGHT = {  # fp32 master, gradient, moments
@@ -30,15 +32,15 @@ def print_plan(plan: PlanBuilder, settings: RunSettings, console: Console) -> No
     for name, reused, new in plan.counts():
         table.add_row(name, str(reused), str(new))
     console.print(table)
-    weights = count_weights(Context(settings, plan, Path("logs"), download=False).model.path)
+    model = Context(settings, plan, Path("logs"), download=False).model
+    console.print(memory_table(settings, AutoConfig.from_pretrained(base_folder(model))))
+    weights = count_weights(model.path)
     update = max(BYTES_PER_WEIGHT[phase.update.optimizer] for phase in settings.phases) * weights
     checkpoints = sum(stage.artifact.stage == "checkpoint" for stage in plan.new)
     free = shutil.disk_usage(existing(plan.store.root)).free
     sampled = sum(map(_sampled_tokens, settings.phases))
     figures = Table("figure", "size", "of what", show_header=False)
     figures.add_row("weights", f"{weights:,}", "of the starting policy")
-    figures.add_row("update", size(update), f"plus activations{'; LoRA needs less' if settings.lora else ''}")
-    figures.add_row("scoring, sampling", size(4 * weights), "plus activations, or the server's own")
     figures.add_row("sampled tokens", f"{sampled:,}", "at most, where per_round is set")
     questions = sum(judge_questions(phase, settings) for phase in settings.phases)
     if questions:
@@ -46,6 +48,16 @@ def print_plan(plan: PlanBuilder, settings: RunSettings, console: Console) -> No
     figures.add_row("disk", size(4 * weights * checkpoints), f"for {checkpoints} new checkpoints; {size(free)} free")
     figures.add_row("scratch", size(update), "step checkpoints while a round trains")
     console.print(figures)
+
+
+def memory_table(settings: RunSettings, config: PretrainedConfig) -> Table:
+    """What one process of each stage holds at its peak (loops/memory_plan.py)."""
+    table = Table("memory", "weights", "grads", "optim.", "activ.", "cache", "at most")
+    for stage in stages(settings, shape_of(config)):
+        parts = (stage.weights, stage.gradients, stage.optimizer, stage.activations, stage.cache, stage.total)
+        name = f"{stage.stage}: {stage.note}" if stage.note else stage.stage
+        table.add_row(name, *(size(part) if part else "" for part in parts))
+    return table
 
 
 def size(count: float) -> str:

@@ -23,8 +23,9 @@ from sail.labeling.tagging import Tagging
 from sail.objectives import find_loss
 from sail.policy.features import score_features
 from sail.policy.loading import Checkpoint
-from sail.policy.scoring import score_logps
+from sail.policy.scoring import score_here, score_logps
 from sail.update.items import RouteInput, RowSource
+from sail.update.launch import run_in_processes
 from sail.update.rollouts import RolloutInputs, estimate_rollouts
 
 NO_ROUND = -1  # of rows no policy drew
@@ -53,10 +54,11 @@ class Routes:
         return [self.route(name, route, turn, made) for name, route in self.phase.routes.items() if route.share != 0]
 
     def logps(self, responses: Artifact, checkpoint: Checkpoint, table: str = "groups") -> Artifact:
-        update = self.phase.update
+        update, launch = self.phase.update, self.context.launch
         return score_logps(
             self.builder, responses, checkpoint,
             bf16=update.bf16, max_tokens=update.max_tokens_per_microbatch, table=table,
+            score=score_here if launch is None else partial(run_in_processes, launch=launch),
         )  # fmt: skip
 
     def held_out(self) -> Artifact | None:

@@ -139,11 +139,11 @@ LabelerSettings = Annotated[
 
 
 class LaunchSettings(Settings):
-    """Several processes for the update (docs/launch.md); default: the driver's own."""
+    """Several processes for updates and log-probs (docs/launch.md); default: the driver's own."""
 
     accelerate_config: str | None = execution(None, "ddp, fsdp2, or the path of an accelerate config; default: ddp")
     num_processes: int | None = execution(None, "default: as many as gpus, or as the config file says", gt=0)
-    gpus: tuple[int, ...] = execution((), "CUDA devices of the update; default: all visible")
+    gpus: tuple[int, ...] = execution((), "CUDA devices of these processes; default: all visible")
     command: str | None = execution(None, "instead: 'srun ... accelerate launch ...', which is given the worker to run")
 
     @model_validator(mode="after")

@@ -38,8 +38,8 @@ def refuse_unsupported(kind: str, fsdp_version: int, trained: Iterable[str]) -> 
     where, beside = "launch.accelerate_config", sorted(set(trained) - {"policy"})
     if kind not in ("NO", "MULTI_GPU", "MULTI_CPU", "FSDP"):
         raise UserError(
-            f"{kind} is not built: its engine steps inside the backward pass and keeps the optimizer's state in a "
-            "form that another number of processes could not resume",
+            f"{kind} is not built: its engine steps inside the backward pass, before the gradients of all routes are "
+            "added up (docs/launch.md)",
             where=where, cure="Use ddp, or fsdp2, which shards the same tensors",
         )  # fmt: skip
     if kind == "FSDP" and fsdp_version != 2:
@@ -49,6 +49,12 @@ def refuse_unsupported(kind: str, fsdp_version: int, trained: Iterable[str]) -> 
             f"fsdp2 shards one network, and this method trains a {beside[0]} network beside the policy",
             where=where, cure="Use ddp",
         )  # fmt: skip
+
+
+def refuse_this(accelerator: Accelerator, trained: Iterable[str]) -> None:
+    """The same, of the processes that were started; a command of the user's own has no config that could be read."""
+    version = accelerator.state.fsdp_plugin.fsdp_version if sharded(accelerator) else 0
+    refuse_unsupported(accelerator.distributed_type.value, version, trained)
 
 
 def make_accelerator(bf16: bool) -> Accelerator:

@@ -1,4 +1,4 @@
-"""The driver's side of an update in several processes: start them, pass on what they say, let none outlive us.
+"""The driver's side of a stage in several processes: start them, pass on what they say, let none outlive us.
 
     driver --(pipe on stdin)--> guard --> accelerate launch --> worker 0, worker 1, ...
 
@@ -24,7 +24,8 @@ from pydantic import TypeAdapter
 
 from sail.core import atomic
 from sail.core.errors import LaunchError, UserError
-from sail.core.store import Workspace
+from sail.core.store import Recipe, Workspace
+from sail.policy.scoring import ScoringInputs, scoring_recipe
 from sail.serving import guard
 from sail.serving.processes import descendants, send_signal
 from sail.update.inputs import UpdateInputs, update_recipe
@@ -38,7 +39,7 @@ _TAIL_LINES = 30
 
 @dataclass(frozen=True)
 class Launch:
-    """How the processes of an update are started: command -m sail.update.worker JOB."""
+    """How the processes of a stage are started: command -m sail.update.worker JOB."""
 
     command: tuple[str, ...]  # begins with an absolute path
     log_folder: Path
@@ -48,10 +49,10 @@ class Launch:
 
 @dataclass(frozen=True)
 class Job:
-    """What every process of an update is told."""
+    """What every process of a stage is told."""
 
-    inputs: UpdateInputs
-    key: str  # of the checkpoint: a worker that reads other inputs than the driver had would show here
+    inputs: UpdateInputs | ScoringInputs
+    key: str  # of the artifact: a worker that reads other inputs than the driver had would show here
     workspace: Path
     answer: Path  # {"result": ...} or {"error": ...}
     num_processes: int | None
@@ -65,13 +66,18 @@ def read_job(path: Path) -> Job:
     return TypeAdapter(Job).validate_json(path.read_bytes())
 
 
-def train_in_processes(workspace: Workspace, inputs: UpdateInputs, launch: Launch) -> dict[str, Any]:
-    """`train` in processes of their own; raises their UserError, or LaunchError with the end of their log."""
-    base = launch.log_folder.absolute() / f"update-{inputs.round_index:03d}"
+def recipe_of(inputs: UpdateInputs | ScoringInputs) -> Recipe:
+    return update_recipe(inputs) if isinstance(inputs, UpdateInputs) else scoring_recipe(inputs)
+
+
+def run_in_processes(workspace: Workspace, inputs: UpdateInputs | ScoringInputs, launch: Launch) -> dict[str, Any]:
+    """An update, or a table of log-probs; raises the processes' UserError, or LaunchError with the end of their log."""
+    key = recipe_of(inputs).key
+    name = f"update-{inputs.round_index:03d}" if isinstance(inputs, UpdateInputs) else f"logps-{key}"
+    base = launch.log_folder.absolute() / name
     base.parent.mkdir(parents=True, exist_ok=True)
     job_path, log_path, answer = (base.with_suffix(suffix) for suffix in (".job.json", ".log", ".answer.json"))
     answer.unlink(missing_ok=True)
-    key = update_recipe(inputs).key
     write_job(job_path, Job(inputs, key, workspace.path.absolute(), answer, launch.num_processes))
     if torch.cuda.is_available():
         torch.cuda.empty_cache()  # they may share our device
@@ -138,7 +144,7 @@ def _result(answer: Path, log_path: Path) -> dict[str, Any]:
     if "result" not in found:
         lines = log_path.read_text(errors="replace").splitlines()
         tail = "\n".join(lines[-_TAIL_LINES:])
-        raise LaunchError(f"the processes of the update died; their log {log_path} ends:\n{tail}")
+        raise LaunchError(f"the processes died; their log {log_path} ends:\n{tail}")
     result: dict[str, Any] = found["result"]
     return result
 

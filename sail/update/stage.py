@@ -22,11 +22,11 @@ from sail.policy.autoencoder import load_sae
 from sail.policy.devices import free_memory
 from sail.policy.memory import room_for_a_model
 from sail.update.batches import batch_indices, exact_shares, steps_for_epochs
-from sail.update.distributed import make_accelerator, prepared, refuse_unsupported, sharded
+from sail.update.distributed import make_accelerator, prepared, refuse_this
 from sail.update.feed import Feed, Refresh, feed
 from sail.update.inputs import UpdateInputs, update_recipe
 from sail.update.items import Item, RouteInput
-from sail.update.launch import Launch, train_in_processes
+from sail.update.launch import Launch, run_in_processes
 from sail.update.learners import Learner, learning_rates, make_learners, restore, save_checkpoint
 from sail.update.memory import naming_the_levers
 from sail.update.objective import RouteObjective
@@ -43,7 +43,7 @@ def update(
     assert launch is None or refresh is None, "refused before the run"
 
     def run(workspace: Workspace) -> dict[str, Any]:
-        return train(workspace, inputs, refresh) if launch is None else train_in_processes(workspace, inputs, launch)
+        return train(workspace, inputs, refresh) if launch is None else run_in_processes(workspace, inputs, launch)
 
     return builder.build(update_recipe(inputs), run)
 
@@ -98,8 +98,7 @@ def _train(
 
 def _learners(accelerator: Accelerator, inputs: UpdateInputs) -> dict[str, Learner]:
     learners = make_learners(inputs)
-    version = accelerator.state.fsdp_plugin.fsdp_version if sharded(accelerator) else 0
-    refuse_unsupported(accelerator.distributed_type.value, version, learners)
+    refuse_this(accelerator, learners)
     return learners
 
 

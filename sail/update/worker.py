@@ -1,4 +1,4 @@
-"""`python -m sail.update.worker JOB`: one process of an update, started by accelerate launch, torchrun or srun."""
+"""`python -m sail.update.worker JOB`: one process of a stage, started by accelerate launch, torchrun or srun."""
 
 import os
 import sys
@@ -9,19 +9,21 @@ from accelerate import PartialState
 
 from sail.core.errors import UserError
 from sail.core.store import Workspace
-from sail.update.inputs import update_recipe
-from sail.update.launch import SAYS, Job, read_job, write_answer
+from sail.update.inputs import UpdateInputs
+from sail.update.launch import SAYS, Job, read_job, recipe_of, write_answer
+from sail.update.scoring import score
 from sail.update.stage import train
 
 
 def run_job(job: Job) -> None:
-    """Train as one of the processes; the first of them answers the driver."""
+    """Train or score as one of the processes; the first of them answers the driver."""
     state = PartialState(cpu=not torch.cuda.is_available())  # left to guess, it sees one process on CPU
     say = _say if state.is_main_process else lambda text: None
     try:
         _check(job, state)
         say(f"{state.num_processes} processes ({state.distributed_type.value}, {state.device.type})")
-        result = train(Workspace(job.workspace, say), job.inputs)
+        workspace = Workspace(job.workspace, say)
+        result = train(workspace, job.inputs) if isinstance(job.inputs, UpdateInputs) else score(workspace, job.inputs)
     except UserError as error:
         mistake = {"problem": error.problem, "where": error.where, "cure": error.cure}
         own = job.answer.with_suffix(f".{os.getpid()}")  # all processes may say so, and at the same time
@@ -37,9 +39,9 @@ def _check(job: Job, state: PartialState) -> None:
     if job.num_processes not in (None, state.num_processes):
         raise UserError(
             f"{job.num_processes} processes were asked for, {state.num_processes} started", where="launch",
-            cure="Look at the first line of the update's log; on CPU set ACCELERATE_USE_CPU=true, not --cpu",
+            cure="Look at the first line of its log; on CPU set ACCELERATE_USE_CPU=true, not --cpu",
         )  # fmt: skip
-    if update_recipe(job.inputs).key != job.key:
+    if recipe_of(job.inputs).key != job.key:
         raise UserError(
             "this process reads other inputs than the driver wrote", where="launch",
             cure="Let all machines run the same version of sail",

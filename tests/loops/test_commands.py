@@ -109,6 +109,7 @@ def test_a_plan_computes_nothing_and_says_where_models_come_from(
     )  # fmt: skip
     assert "dpo: one offline update from" in printed
     assert "checkpoint" in printed
+    assert "activ." in printed and "scoring" in printed
     assert not out.parent.exists()
 
 

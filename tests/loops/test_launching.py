@@ -83,6 +83,9 @@ def test_a_run_in_two_processes_leaves_their_log_and_is_found_by_one(testbed: Pa
     path = write_config(tmp_path / "c.yaml", config)
     done = sail.run("run", path, "launch.num_processes=2", "--out", tmp_path / "runs" / "c", cwd=tmp_path)
     assert done.returncode == 0, done.err + done.out
-    assert "2 processes (MULTI_CPU, cpu)" in (tmp_path / "runs/c/logs/attempt-1/update-000.log").read_text()
+    logs = tmp_path / "runs/c/logs/attempt-1"
+    for log in (logs / "update-000.log", *logs.glob("logps-*.log")):
+        assert "2 processes (MULTI_CPU, cpu)" in log.read_text()
+    assert len(list(logs.glob("logps-*.log"))) == 1
     again = sail.run("run", path, "--out", tmp_path / "runs" / "c", cwd=tmp_path)
     assert again.announced[1] == {} and weights(tmp_path / "runs" / "c")

@@ -17,7 +17,7 @@ from sail.update.inputs import UpdateInputs, update_recipe
 from sail.update.launch import Job, Launch, read_job, write_job
 from sail.update.stage import update
 from tests.update.stored import World
-from tests.update.test_processes import CONFIGS, kto, sail
+from tests.update.test_processes import CONFIGS, SPREAD, kto, sail
 from tests.update.test_update import largest_difference
 
 _DRIVER = """
@@ -77,7 +77,7 @@ def gone(pids: list[int], within_s: float) -> bool:
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> World:
-    return World(tmp_path_factory.mktemp("world"))
+    return World(tmp_path_factory.mktemp("world"), SPREAD)
 
 
 @pytest.mark.parametrize("inputs", [sail, kto])

@@ -15,20 +15,21 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from sail.core.records import ResponseLogps
 from sail.core.route_settings import ComponentSettings, LossSettings, RouteSettings, ValueSettings
 from sail.core.run_settings import LoraSettings
 from sail.core.store import Workspace
 from sail.labeling.ratings import DatasetRatings, RatingOptions
 from sail.labeling.rows import RowOptions, response_rows
-from sail.policy.scoring import score_logps
-from sail.update.inputs import UpdateInputs, update_recipe
+from sail.policy.scoring import ScoringInputs, score_here, score_logps
+from sail.update.inputs import UpdateInputs
 from sail.update.items import RouteInput, RowSource
-from sail.update.launch import Job, write_job
+from sail.update.launch import Job, recipe_of, write_job
 from sail.update.stage import train
 from tests.update.stored import KEEP, World, tiny_leaf
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "accelerate"
-DPO = LossSettings(type="dpo", params={"beta": 0.5})
+DPO = LossSettings(type="dpo", params={"beta": 0.2})
 LAYOUTS = ["ddp", "fsdp2"]
 # 4 rows and 3. Where a gradient is all rounding Adam takes its sign for a direction, unless it is small beside epsilon.
 BATCH = {
@@ -80,6 +81,14 @@ def dro_v(world: World) -> UpdateInputs:
     return replace(world.inputs(single_responses(world, "dro_v"), **BATCH), components=ComponentSettings(value=value))
 
 
+def scorings(world: World) -> dict[str, ScoringInputs]:
+    """Ten microbatches and more, and one for two processes."""
+    return {
+        "many": ScoringInputs(world.data, world.policy, max_tokens=25),
+        "one": ScoringInputs(world.samples, world.policy),
+    }
+
+
 CASES: dict[str, Callable[[World], UpdateInputs]] = {
     each.__name__: each for each in (sail, few_rows, kto, lora, tied, dro_v)
 }
@@ -109,11 +118,13 @@ class Desk:
         self.jobs: dict[str, Job] = {}
         self.log = ""
 
-    def add(self, name: str, inputs: UpdateInputs, start: Path | None = None, processes: int = 2) -> None:
+    def add(
+        self, name: str, inputs: UpdateInputs | ScoringInputs, start: Path | None = None, processes: int = 2
+    ) -> None:
         workspace = self.folder / name
         shutil.copytree(start, workspace) if start else workspace.mkdir(parents=True)
         answer = self.folder / f"{name}.answer.json"
-        self.jobs[name] = Job(inputs, update_recipe(inputs).key, workspace, answer, processes)
+        self.jobs[name] = Job(inputs, recipe_of(inputs).key, workspace, answer, processes)
         write_job(self.folder / f"{name}.json", self.jobs[name])
 
     def run(self) -> None:
@@ -187,6 +198,8 @@ def desks(world: World, alone: dict[str, Trained], tmp_path_factory: pytest.Temp
         killed = without_the_end(alone["sail"], folder / f"killed-{layout}")
         desk.add("resumed", sail(world), start=killed)
         desk.add("too_many", few_rows(world), processes=3)
+        for name, inputs in scorings(world).items():
+            desk.add(name, inputs)
         desk.run()
     return desks
 
@@ -247,3 +260,15 @@ def test_the_carried_optimizer_is_that_of_one_process(layout: str, desks, alone)
 def test_fewer_processes_than_asked_for_are_refused(desks) -> None:
     error = desks["ddp"].answer("too_many")["error"]
     assert error["problem"] == "3 processes were asked for, 2 started"
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("name", ["many", "one"])
+def test_two_processes_score_what_one_scores(layout: str, name: str, world: World, desks, tmp_path: Path) -> None:
+    alone = Workspace(tmp_path, lambda text: None)
+    assert score_here(alone, scorings(world)[name]) == desks[layout].answer(name)["result"]
+    one, two = (
+        {score.response_id: score.logp for score in workspace.read("logps", ResponseLogps)}
+        for workspace in (alone, Workspace(desks[layout].jobs[name].workspace, lambda text: None))
+    )
+    assert list(two) == list(one) and two == pytest.approx(one, rel=1e-6)
