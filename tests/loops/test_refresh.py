@@ -55,8 +55,10 @@ def test_a_single_refresh_is_the_ordinary_round_bit_for_bit(
     assert weights(at_once) == weights(ordinary)
 
 
-def test_so_it_is_with_an_adapter_and_its_dropout(testbed: Path, sail: Zygote, tmp_path: Path) -> None:
+def test_so_it_is_with_an_adapters_dropout_and_autocast(testbed: Path, sail: Zygote, tmp_path: Path) -> None:
+    """Both belong to training: the sampler sees neither."""
     settings = one_round(testbed, lora={"r": 4, "dropout": 0.1})
+    settings["update"] |= {"bf16": True}
     outs = [run(sail, settings | {"steps_per_generation": k}, tmp_path / str(k) / "run") for k in (None, 4)]
     adapters = [load_run(out).round(0).checkpoint / "adapter_model.safetensors" for out in outs]
     assert adapters[0].read_bytes() == adapters[1].read_bytes()
