@@ -9,6 +9,7 @@ import pytest
 
 from sail import load_run
 from sail.core.records import PreferencePair, SampleGroup
+from sail.policy.scoring import read_logps
 from tests.loops.running import (
     NO_EVALUATION,
     Zygote,
@@ -70,6 +71,15 @@ def test_every_step_learns_from_samples_of_its_own_policy(refreshed: Path, ordin
     assert [line["sail/importance_ess"] for line in fresh] == pytest.approx([1.0] * 4, abs=1e-9)
     assert min(line["sail/importance_ess"] for line in stale[1:]) < 1 - 1e-4
     assert weights(refreshed) != weights(ordinary)
+    for segment in sorted((refreshed / "rounds/000/checkpoint/segments").iterdir()):
+        inside = committed(segment)
+        [samples] = [artifact for artifact in inside.values() if artifact.stage == "samples"]
+        drawn = [sample for group in samples.read(SampleGroup, "groups") for sample in group.samples]
+        by_own = [
+            one for one in inside.values() if one.manifest()["inputs"].get("checkpoint") == drawn[0].policy_version
+        ]
+        recorded = {sample.response_id: sum(sample.logprobs) for sample in drawn}
+        assert [read_logps(logps) for logps in by_own] == [pytest.approx(recorded, abs=1e-4)]
 
 
 def test_the_segments_are_gathered_into_what_a_round_leaves(refreshed: Path, sail: Zygote, tmp_path: Path) -> None:
