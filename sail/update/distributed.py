@@ -11,7 +11,8 @@ is in the environment); two cases are told apart here:
 """
 
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -80,6 +81,21 @@ def prepared(
     if sharded(accelerator) or accelerator.num_processes == 1:
         return accelerator.prepare(model, optimizer)  # type: ignore[no-any-return]
     return accelerator.prepare_model(model, evaluation_mode=True), accelerator.prepare_optimizer(optimizer)
+
+
+@contextmanager
+def without_autocast(model: torch.nn.Module) -> Iterator[None]:
+    """Under bf16 accelerate wraps `forward`, wherever it is called from; a sampler asks for the weights as they are."""
+    wrapped: Any = model.__dict__.get("forward")
+    original: Any = model.__dict__.get("_original_forward")
+    if original is None:
+        yield
+        return
+    model.forward = original
+    try:
+        yield
+    finally:
+        model.forward = wrapped
 
 
 def dealt(accelerator: Accelerator, widths: Sequence[int], cut: Callable[[list[int]], list[list[int]]]) -> list[Share]:

@@ -19,6 +19,7 @@ from sail.core.records import content_hash
 from sail.core.store import Workspace
 from sail.policy.live import LivePolicy
 from sail.policy.loading import PolicyModel, Resident, load_tokenizer
+from sail.update.distributed import without_autocast
 from sail.update.inputs import UpdateInputs, update_recipe
 from sail.update.items import Item, RouteInput, load_items
 
@@ -98,7 +99,8 @@ def feed(workspace: Workspace, inputs: UpdateInputs, model: PolicyModel, refresh
             workspace.say(f"refresh {segment.index + 1}, at step {segment.first} of {segment.steps}")
             policy = live.at(version_at(inputs, segment.first))
             model.eval()
-            routes = refresh.draw(folder, policy, segment)
+            with without_autocast(model):
+                routes = refresh.draw(folder, policy, segment)
             model.train()
             return routes
 

@@ -9,6 +9,7 @@ import pytest
 
 from sail import load_run
 from sail.core.records import PreferencePair, SampleGroup
+from sail.policy.scoring import read_logps
 from tests.loops.running import (
     NO_EVALUATION,
     Zygote,
@@ -36,6 +37,18 @@ def run(sail: Zygote, settings: dict[str, Any], out: Path, *overrides: str) -> P
     return out
 
 
+def assert_each_segment_is_its_own_policys(out: Path) -> None:
+    """What the sampler says of its draws is what the trainer says of them, at the version they carry."""
+    for segment in sorted((out / "rounds/000/checkpoint/segments").iterdir()):
+        inside = committed(segment).values()
+        [samples] = [artifact for artifact in inside if artifact.stage == "samples"]
+        drawn = [sample for group in samples.read(SampleGroup, "groups") for sample in group.samples]
+        recorded = {sample.response_id: sum(sample.logprobs) for sample in drawn}
+        version = drawn[0].policy_version
+        by_it = [artifact for artifact in inside if artifact.manifest()["inputs"].get("checkpoint") == version]
+        assert [read_logps(logps) for logps in by_it] == [pytest.approx(recorded, abs=1e-4)]
+
+
 @pytest.fixture(scope="module")
 def refreshed(testbed: Path, sail: Zygote, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A round of four steps, each on samples of its own policy."""
@@ -55,11 +68,13 @@ def test_a_single_refresh_is_the_ordinary_round_bit_for_bit(
     assert weights(at_once) == weights(ordinary)
 
 
-def test_so_it_is_with_an_adapter_and_its_dropout(testbed: Path, sail: Zygote, tmp_path: Path) -> None:
+def test_a_sampler_sees_neither_an_adapters_dropout_nor_autocast(testbed: Path, sail: Zygote, tmp_path: Path) -> None:
     settings = one_round(testbed, lora={"r": 4, "dropout": 0.1})
-    outs = [run(sail, settings | {"steps_per_generation": k}, tmp_path / str(k) / "run") for k in (None, 4)]
+    in_bf16 = settings | {"update": settings["update"] | {"bf16": True}}
+    outs = [run(sail, in_bf16 | {"steps_per_generation": k}, tmp_path / str(k) / "run") for k in (None, 4)]
     adapters = [load_run(out).round(0).checkpoint / "adapter_model.safetensors" for out in outs]
     assert adapters[0].read_bytes() == adapters[1].read_bytes()
+    assert_each_segment_is_its_own_policys(run(sail, settings | {"steps_per_generation": 2}, tmp_path / "2" / "run"))
 
 
 def test_every_step_learns_from_samples_of_its_own_policy(refreshed: Path, ordinary: Path) -> None:
@@ -68,6 +83,7 @@ def test_every_step_learns_from_samples_of_its_own_policy(refreshed: Path, ordin
     assert [line["sail/importance_ess"] for line in fresh] == pytest.approx([1.0] * 4, abs=1e-9)
     assert min(line["sail/importance_ess"] for line in stale[1:]) < 1 - 1e-4
     assert weights(refreshed) != weights(ordinary)
+    assert_each_segment_is_its_own_policys(refreshed)
 
 
 def test_the_segments_are_gathered_into_what_a_round_leaves(refreshed: Path, sail: Zygote, tmp_path: Path) -> None:

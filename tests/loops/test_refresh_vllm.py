@@ -1,30 +1,43 @@
 """Refreshes through a real vLLM server: whole weights through memory, a kill in the middle, equal weights."""
 
 import json
+import shutil
 import signal
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tokenizers.pre_tokenizers import ByteLevel
+from transformers import Qwen2Tokenizer
 
 from sail import load_run
 from sail.core.atomic import tree_files
 from sail.serving.policy_server import PolicyServer
 from tests.loops.running import NO_EVALUATION, Zygote, kill_at, store_of, weights, write_config
-from tests.serving_fixtures import TinyPolicy, serve
+from tests.serving_fixtures import VOCAB_SIZE, TinyPolicy, serve
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(1200)]
 _TEMPLATE = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
 
 
+def that_reads(policy: TinyPolicy, folder: Path) -> Path:
+    """The policy with a tokenizer for text: a token a byte, and words for the rest of its vocabulary."""
+    shutil.copytree(policy.path, folder)
+    pieces = ["<pad>", "<unk>", "<eos>", *sorted(ByteLevel.alphabet())]
+    pieces += [f"w{index}" for index in range(len(pieces), VOCAB_SIZE)]
+    special = {"pad_token": "<pad>", "unk_token": "<unk>", "eos_token": "<eos>"}
+    tokenizer = Qwen2Tokenizer({piece: index for index, piece in enumerate(pieces)}, [], **special)
+    tokenizer.chat_template = _TEMPLATE
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
 def config(folder: Path, policy: TinyPolicy, url: str) -> Path:
     """SAIL-DP of a random policy through a server that is there: four steps, four refreshes."""
-    lines = [json.dumps({"prompt": f"w{index + 9} w{2 * index + 9} w7"}) + "\n" for index in range(8)]
+    lines = [json.dumps({"prompt": f"what is {index} and {2 * index}?"}) + "\n" for index in range(8)]
     (folder / "prompts.jsonl").write_text("".join(lines))
-    (folder / "template.jinja").write_text(_TEMPLATE)
     settings: dict[str, Any] = {
-        "model_name_or_path": str(policy.path),
-        "chat_template": str(folder / "template.jinja"),
+        "model_name_or_path": str(that_reads(policy, folder / "policy")),
         "data": {"prompts": {"path": str(folder / "prompts.jsonl")}},
         "prompts": {"from": "prompts", "per_round": 8},
         "num_rounds": 1,
