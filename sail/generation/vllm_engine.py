@@ -10,7 +10,7 @@ from transformers import AutoTokenizer
 from sail.core.artifacts import Leaf
 from sail.core.run_settings import GenerationSettings, LoraSettings, VllmSettings
 from sail.generation.engine import Drawn, SampleRequest
-from sail.policy.devices import to_device
+from sail.policy.devices import free_memory, to_device
 from sail.policy.loading import (
     Checkpoint,
     context_length,
@@ -49,6 +49,7 @@ class VllmEngine:
             served, scorer = self._served(policy)
             self._server.serve(served)
             scorer.release()
+            free_memory()  # of a policy that was handed over on the GPU
 
     def stream(self, requests: Sequence[SampleRequest], settings: GenerationSettings) -> Iterator[list[Drawn]]:
         """For each request its samples, in the order of the requests, while later ones are still being drawn."""

@@ -117,7 +117,7 @@ class ServerClient:
         return results
 
     def weights(self) -> Weights:
-        """Which weights the whole model has now, and for the how manieth time."""
+        """Which weights the whole model has now, and how often it has been given any."""
         return weights_of(self.collective_rpc("sail_state"))
 
     @cached_property

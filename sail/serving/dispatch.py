@@ -75,11 +75,12 @@ class Lane(Generic[_Request, _Answer]):
     rests_until: float = 0.0
     problem: str = ""
     lost: bool = False
+    waiting: int = 0  # of those in flight: answered, and waiting for a look
     _look: asyncio.Task[None] | None = None
 
     def room(self, concurrency: int, now: float) -> bool:
         """Whether it may be sent a request: one at a time while it is failing."""
-        allowed = 1 if self.failures else concurrency
+        allowed = 1 if self.failures else concurrency + self.waiting
         return not self.lost and now >= self.rests_until and self.in_flight < allowed
 
     def failed(self, started: float, problem: str, max_retries: int) -> None:
@@ -103,7 +104,11 @@ class Lane(Generic[_Request, _Answer]):
         """A look at the server's weights that began after now."""
         if self._look is None:
             self._look = asyncio.create_task(self._look_soon())
-        await asyncio.shield(self._look)
+        self.waiting += 1
+        try:
+            await asyncio.shield(self._look)
+        finally:
+            self.waiting -= 1
 
     async def _look_soon(self) -> None:
         await asyncio.sleep(_LOOK_S)

@@ -27,8 +27,9 @@ class PolicyServer:
             policy_server.serve(policy)
             for position, completions in policy_server.complete_many(requests): ...
 
-    mode server: one process of our own. mode external: all of settings.server_urls, never started or stopped, same
-    sync; they must run with the flags of sail.serving.flags and see the same files.
+    mode server: vLLM's server, ours. mode colocate: the same engine in one process of ours. mode external: all of
+    settings.server_urls, never started or stopped, same sync; they must run with the flags of sail.serving.flags and
+    see the same files.
     """
 
     def __init__(

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from sail.serving.client import ServerClient
-from sail.serving.errors import ServerError, WeightSyncError
+from sail.serving.errors import WeightSyncError
 from sail.serving.ports import LOOPBACK, reserved_port
 from sail.serving.served_policy import Held, ServedPolicy
 from sail.serving.versions import nvidia_device_present
@@ -45,7 +45,7 @@ def transfer(policy: ServedPolicy, held: Held, client: ServerClient) -> None:
             sender.shutdown()
         client.collective_rpc("sail_received", version=policy.model_version)
         client.reset_prefix_cache()
-    except (ServerError, RuntimeError) as error:  # torch's and NCCL's are RuntimeErrors
+    except RuntimeError as error:  # a server's, torch's and NCCL's
         raise WeightSyncError(f"handing over {policy.model_version} by {held.transfer} failed: {error}") from error
     held.model_version = policy.model_version
 

@@ -17,7 +17,7 @@ class Bar(NamedTuple):
     about: str
     required: str
     measured: Interval
-    reached: bool
+    verdict: str  # yes or no where the whole interval says so
 
 
 def load_table(load: Load, took: Mapping[str, Sequence[Took]]) -> str:
@@ -70,21 +70,26 @@ def bars(measured: Mapping[Load, Mapping[str, Sequence[Took]]], syncs: Mapping[s
     for load, took in measured.items():
         share = pace(took)
         about = f"throughput of the stage beside raw requests, prompts of {load.prompt_tokens}"
-        found.append(Bar(about, f">= {STAGE_BAR:g}", share, share.median >= STAGE_BAR))
+        found.append(Bar(about, f">= {STAGE_BAR:g}", share, _verdict(share.low >= STAGE_BAR, share.high < STAGE_BAR)))
     for way, times in syncs.items():
         for clock, seconds in (
             ("wall", [t.wall for t in times]),
             ("CPU", [t.client_cpu + t.server_cpu for t in times]),
         ):
             middle, most = median_interval(seconds), SYNC_BARS_S[way]
-            found.append(Bar(f"{way}, verified, {clock} s", f"< {most:g}", middle, middle.median < most))
+            verdict = _verdict(middle.high < most, middle.low >= most)
+            found.append(Bar(f"{way}, verified, {clock} s", f"< {most:g}", middle, verdict))
     return found
 
 
 def bars_table(found: Sequence[Bar]) -> str:
     """A row a bar; brackets are 95 % bootstrap intervals of the median."""
-    rows = [f"| {b.about} | {b.required} | {written(b.measured)} | {'yes' if b.reached else 'no'} |\n" for b in found]
+    rows = [f"| {b.about} | {b.required} | {written(b.measured)} | {b.verdict} |\n" for b in found]
     return "".join(["| Bar | Required | Measured | Reached |\n| --- | ---: | ---: | --- |\n", *rows])
+
+
+def _verdict(reached: bool, missed: bool) -> str:
+    return "yes" if reached else "no" if missed else "inconclusive"
 
 
 def _cpu_a_token(took: Took) -> float:
