@@ -9,6 +9,7 @@ an `sft` phase on sft.jsonl teaches it to write reviews, further phases align it
 import argparse
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import GenerationConfig, PreTrainedTokenizerFast, T5Config, T5ForConditionalGeneration
@@ -21,13 +22,16 @@ from sail.testbed.tokenizer import build_tokenizer
 
 def new_t5(tokenizer: PreTrainedTokenizerFast, seed: int) -> T5ForConditionalGeneration:
     """Random weights, fp32, no dropout; a response starts after PAD, as T5's do."""
-    marks = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    marks: dict[str, Any] = {
+        name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")
+    }
     marks["decoder_start_token_id"] = marks["pad_token_id"]
-    config = T5Config(
-        vocab_size=len(tokenizer), d_model=64, d_kv=32, d_ff=192, num_layers=1, num_decoder_layers=2, num_heads=2,
-        relative_attention_num_buckets=16, n_positions=MAX_POSITIONS, dropout_rate=0.0, tie_word_embeddings=False,
-        dtype="float32", **marks,
-    )  # fmt: skip
+    sizes: dict[str, Any] = {
+        "d_model": 64, "d_kv": 32, "d_ff": 192, "num_layers": 1, "num_decoder_layers": 2, "num_heads": 2,
+        "relative_attention_num_buckets": 16, "n_positions": MAX_POSITIONS, "vocab_size": len(tokenizer),
+        "dropout_rate": 0.0, "tie_word_embeddings": False, "dtype": "float32",
+    }  # fmt: skip
+    config = T5Config(**sizes, **marks)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(seed, "testbed", "encoder-decoder weights"))
         model = T5ForConditionalGeneration(config)
