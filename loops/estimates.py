@@ -7,7 +7,7 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
-from transformers import AutoConfig, PretrainedConfig
+from transformers import PretrainedConfig
 
 from loops.context import Context
 from loops.label_checks import asked_labelers
@@ -16,7 +16,7 @@ from loops.plan import PlanBuilder, lineage
 from sail.core.labeler_settings import JudgeLabeler
 from sail.core.route_settings import SAMPLED
 from sail.core.run_settings import PhaseSettings, RunSettings
-from sail.policy.loading import base_folder, weights_by_config
+from sail.policy.loading import model_config, weights_by_config
 
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 BYTES_PER_WEIGHT = {  # fp32 master, gradient, moments
@@ -33,7 +33,7 @@ def print_plan(plan: PlanBuilder, settings: RunSettings, console: Console) -> No
         table.add_row(name, str(reused), str(new))
     console.print(table)
     model = Context(settings, plan, Path("logs"), download=False).model
-    console.print(memory_table(settings, AutoConfig.from_pretrained(base_folder(model))))
+    console.print(memory_table(settings, model_config(model)))
     weights = count_weights(model.path)
     update = max(BYTES_PER_WEIGHT[phase.update.optimizer] for phase in settings.phases) * weights
     checkpoints = sum(stage.artifact.stage == "checkpoint" for stage in plan.new)

@@ -213,7 +213,7 @@ def export_merged(checkpoint: Checkpoint, folder: Path) -> Path:
 
 def context_length(checkpoint: Checkpoint) -> int:
     """Tokens of prompt and response together that the model can take; a T5's positions are relative: any number."""
-    config = _config(checkpoint)
+    config = model_config(checkpoint)
     if hasattr(config, "relative_attention_num_buckets"):  # its n_positions says how it was trained
         return 1 << 20
     return int(getattr(config, "max_position_embeddings", 0) or getattr(config, "n_positions", 0) or 1 << 20)
@@ -221,10 +221,10 @@ def context_length(checkpoint: Checkpoint) -> int:
 
 def is_encoder_decoder(checkpoint: Checkpoint) -> bool:
     """Whether the policy reads its prompt in an encoder, as T5 does."""
-    return bool(_config(checkpoint).is_encoder_decoder)
+    return bool(model_config(checkpoint).is_encoder_decoder)
 
 
-def _config(checkpoint: Checkpoint) -> Any:
+def model_config(checkpoint: Checkpoint) -> Any:
     """The model's configuration; of an adapter, its base model's."""
     return AutoConfig.from_pretrained(base_folder(checkpoint))
 
