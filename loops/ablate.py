@@ -84,9 +84,9 @@ def _run_one(run: ArmRun, folder: RunFolder, engines: Engines, console: Console)
     return None
 
 
-def make_plans(ablation: Ablation, folder: AblationFolder) -> dict[str, PlanBuilder]:
+def make_plans(ablation: Ablation, folder: AblationFolder, *, download: bool = True) -> dict[str, PlanBuilder]:
     """The plan of every run, by its name."""
-    return {run.name: make_plan(run.settings, folder.run(run.name)) for run in ablation.runs}
+    return {run.name: make_plan(run.settings, folder.run(run.name), download=download) for run in ablation.runs}
 
 
 def warnings(ablation: Ablation) -> list[str]:

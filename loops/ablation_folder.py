@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 
@@ -13,7 +13,7 @@ from loops.budgets import is_bought
 from loops.inspection import read_records
 from loops.iterate import START, RoundRecord
 from loops.run import notes_of
-from loops.run_folder import ABLATION, PLAN, RECORD, STAGES, RunFolder
+from loops.run_folder import ABLATION, PLAN, RECORD, STAGES, RunFolder, swept_targets
 from sail.core import atomic
 from sail.core.artifacts import Artifact
 from sail.core.errors import UserError
@@ -98,9 +98,10 @@ class AblationFolder:
         arms = []
         for arm in told["arms"]:
             own = {run.seed: results[run.name] for run in done if run.arm == arm}
-            rounds = {seed: rounds for seed, (rounds, _) in own.items() if rounds}
+            rounds = {seed: result.rounds for seed, result in own.items() if result.rounds}
             if rounds:
-                arms.append(ArmResults(arm, rounds, {seed: spent for seed, (_, spent) in own.items()}))
+                spent = {seed: result.spent for seed, result in own.items()}
+                arms.append(ArmResults(arm, rounds, spent, {seed: result.targets for seed, result in own.items()}))
         return Comparison(told["name"], told["compare_to"], told["seeds"], arms, told["kl_limit"])
 
     def notes(self) -> list[str]:
@@ -155,12 +156,22 @@ def _settings(run: Path) -> RunSettings:
     return parse_settings(RunSettings, yaml.safe_load((run / "resolved.yaml").read_text()), str(run))
 
 
-def _results(run: Path) -> tuple[list[dict[str, float]], dict[str, float]]:
-    """The evaluations of the last phase, and what the whole run used up."""
+class _Results(NamedTuple):
+    rounds: list[dict[str, float]]  # evaluations of the last phase
+    targets: dict[str, dict[str, float]]  # the last of them at each target of conditional alignment
+    spent: dict[str, float]  # by the whole run
+
+
+def _results(run: Path) -> _Results:
     settings, records = _settings(run), read_records(run)
     last = settings.phases[-1].name
     evaluated = [record for record in records if record.phase == last and "evaluation" in record.artifacts]
-    return [record.artifacts["evaluation"].result() for record in evaluated], _spent(records, settings)
+    swept = swept_targets(evaluated[-1]) if evaluated else {}
+    return _Results(
+        rounds=[record.artifacts["evaluation"].result() for record in evaluated],
+        targets={target: artifact.result() for target, artifact in swept.items()},
+        spent=_spent(records, settings),
+    )
 
 
 def _labelled(result: Mapping[str, Any]) -> int:

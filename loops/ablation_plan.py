@@ -21,7 +21,7 @@ def print_ablation_plan(ablation: Ablation, folder: AblationFolder, console: Con
     """Sharing in one sentence, stages, runs, then tokens and disk."""
     for warning in warnings(ablation):
         console.print(f"[yellow]warning[/] {escape(warning)}", highlight=False)
-    plans = make_plans(ablation, folder)
+    plans = make_plans(ablation, folder, download=False)
     console.print(sharing(list(plans.values())), highlight=False)
     console.print(f"equal over seeds: {', '.join(ablation.settings.share) or 'nothing'}", highlight=False)
     console.print(_stages(plans))
@@ -56,7 +56,7 @@ def _runs(ablation: Ablation, plans: Mapping[str, PlanBuilder]) -> Table:
 def _figures(ablation: Ablation, plans: Mapping[str, PlanBuilder]) -> Table:
     new = [stage for stage in _different(plans).values() if not stage.reused]
     first = plans[ablation.runs[0].name]
-    weights = count_weights(Context(ablation.runs[0].settings, first, Path("logs")).model.path)
+    weights = count_weights(Context(ablation.runs[0].settings, first, Path("logs"), download=False).model.path)
     checkpoints = sum(stage.artifact.stage == "checkpoint" for stage in new)
     phases = [phase for run in ablation.runs for phase in run.settings.phases]
     held_out = max(phase.evaluation.num_prompts for phase in phases)

@@ -7,11 +7,10 @@ from collections.abc import Callable, Mapping
 from fractions import Fraction
 from math import ceil
 
-from loops.checks import POLICY, REFERENCE
 from loops.config import resolve
 from loops.documents import Document, merge
 from sail.core.errors import UserError
-from sail.core.route_settings import RouteSettings
+from sail.core.route_settings import SAMPLED, RouteSettings
 from sail.core.run_settings import PhaseSettings, RewardModelLabeler, RunSettings
 from sail.core.settings import Settings, meaning
 from sail.update.batches import exact_shares
@@ -101,10 +100,10 @@ _CHANGES: dict[str, Change] = {  # in this order: labels bought depend on the pr
 def sampled_per_prompt(phase: PhaseSettings) -> int:
     """Samples that a prompt of a round gets; routes that sample equally often share theirs."""
     drawn = {
-        (source, route.num_generations)
+        (source, route.generations(source))
         for route in _routes(phase).values()
         for source in route.sources
-        if source in (POLICY, REFERENCE)
+        if source in SAMPLED
     }
     return sum(count for _, count in drawn)
 

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from loops.label_checks import check_labelers, check_route_labels
 from sail.core.errors import UserError
 from sail.core.records import LabelMode
-from sail.core.route_settings import LossSettings, RouteSettings
+from sail.core.route_settings import GREEDY, SAMPLED, LossSettings, RouteSettings
 from sail.core.run_settings import PhaseSettings, RunSettings
 from sail.core.settings import nearest
 from sail.labeling.ratings import Kind
@@ -17,7 +17,7 @@ from sail.policy.loading import Checkpoint, is_encoder_decoder
 from sail.update.batches import exact_shares
 from sail.update.eight_bit import check_optimizer
 
-POLICY, REFERENCE, NOBODY, DATA_ORDER = "policy", "reference", "none", "order"
+POLICY, NOBODY, DATA_ORDER = "policy", "none", "order"
 
 
 def check_run(settings: RunSettings, engines: Iterable[str]) -> list[str]:
@@ -96,7 +96,7 @@ def sources_of(phase: PhaseSettings) -> list[str]:
     """The data sources that rows and prompts of this phase come from."""
     prompts = [phase.prompts.source] if phase.prompts and samples_policy(phase) else []
     used = [source for route in phase.routes.values() if route.share != 0 for source in route.sources]
-    return prompts + [source for source in used if source not in (POLICY, REFERENCE)]
+    return prompts + [source for source in used if source not in SAMPLED]
 
 
 def _check_schedule(phase: PhaseSettings) -> None:
@@ -173,7 +173,7 @@ def _check_sources(phase: PhaseSettings, settings: RunSettings) -> None:
 def _check_route(phase: PhaseSettings, name: str, route: RouteSettings, settings: RunSettings) -> list[str]:
     where = f"{phase.name}: routes.{name}"
     for source in route.sources:
-        _one_of(source, [POLICY, REFERENCE, *settings.data], f"{where}.responses")
+        _one_of(source, [*SAMPLED, *settings.data], f"{where}.responses")
     _one_of(route.labels.by, [POLICY, NOBODY, DATA_ORDER, *settings.data, *settings.labelers], f"{where}.labels")
     if route.labels.by in settings.data and (route.labels.by,) != route.sources:
         problem = f"data source {route.labels.by!r} has verdicts on its own pairs only, not on {route.responses!r}"
@@ -210,6 +210,7 @@ def _facts(phase: PhaseSettings, route: RouteSettings, loss: LossSettings, setti
     return RouteFacts(
         loss=loss.type,
         responses_from_policy=POLICY in route.sources,
+        greedy=GREEDY in route.sources,
         sources=len(route.sources),
         labels_by="none" if by == NOBODY else ("order" if by == DATA_ORDER else "policy" if by == POLICY else "others"),
         labels_as=rating_kind(phase, route) or (route.labels.as_ or ""),

@@ -68,7 +68,7 @@ def ablate(config: str, overrides: Overrides = None, out: Out = None, smoke: Smo
 
 @app.command()
 def plan(config: str, overrides: Overrides = None, out: Out = None, smoke: Smoke = False) -> None:
-    """What would run, what is reused, memory, tokens, disk. Computes nothing; Hub models are downloaded."""
+    """What would run, what is reused, memory, tokens, disk. Computes nothing; of Hub models it fetches the configs."""
     from loops.ablation import is_ablation
     from loops.ablation_plan import print_ablation_plan
     from loops.checks import check_run
@@ -82,7 +82,7 @@ def plan(config: str, overrides: Overrides = None, out: Out = None, smoke: Smoke
     _, settings, folder = _load(config, overrides, out, smoke)
     for warning in check_run(settings, ENGINES):
         console.print(f"[yellow]warning[/] {escape(warning)}", highlight=False)
-    print_plan(make_plan(settings, folder), settings, console)
+    print_plan(make_plan(settings, folder, download=False), settings, console)
 
 
 @app.command()

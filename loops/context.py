@@ -70,10 +70,11 @@ class Context:
     builder: Builder
     log_folder: Path
     engines: Engines | None = None  # of several runs, closed by whoever opened them; default: its own
+    download: bool = True  # of Hub models everything; else their configs alone, which is enough to plan
     _sources: dict[str, Leaf] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.model = resolve_model(self.settings.model_name_or_path, self.settings.revision)
+        self.model = resolve_model(self.settings.model_name_or_path, self.settings.revision, download=self.download)
         self.launch = launch_of(self.settings, self.log_folder)
         template = self.settings.chat_template
         self._engines = self.engines or Engines(self.log_folder)
@@ -118,7 +119,7 @@ class Context:
         policy: who judges where the labeler is a judge at url: policy; default the starting policy.
         """
         settings = self.settings.labelers[name]
-        made_here = self._policy_endpoint(settings, policy) or self._fitted(name, settings)
+        made_here = self._policy_endpoint(settings, policy) or self._reward_model(name, settings)
         return make_labeler(name, settings, made_here)
 
     def pair_labeler(self, name: str, policy: Checkpoint) -> PairLabeler:
@@ -140,11 +141,16 @@ class Context:
 
         return PolicyEndpoint(judge, serve)
 
-    def _fitted(self, name: str, settings: object) -> Artifact | None:
-        if not isinstance(settings, RewardModelLabeler) or settings.fit is None:
+    def _reward_model(self, name: str, settings: object) -> Checkpoint | None:
+        """The user's own, or the one that is fitted here."""
+        if not isinstance(settings, RewardModelLabeler):
             return None
-        fit = settings.fit
-        init: Checkpoint = self.model if fit.init_from is None else resolve_model(fit.init_from)
+        fit, where = settings.fit, f"labelers.{name}"
+        if fit is None:
+            return resolve_model(str(settings.path), where=f"{where}.path", download=self.download)
+        init: Checkpoint = self.model
+        if fit.init_from is not None:
+            init = resolve_model(fit.init_from, where=f"{where}.fit.init_from", download=self.download)
         return fit_reward_model(self.builder, self.data(fit.data), init, fit, self.seed("reward", name))
 
     def engine(self, name: str) -> Engine:

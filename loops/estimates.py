@@ -1,4 +1,4 @@
-"""The figures of `sail plan`: sizes from the model's files, upper bounds for tokens."""
+"""The figures of `sail plan`: sizes from the model's files or its config, upper bounds for tokens."""
 
 import json
 import shutil
@@ -12,7 +12,9 @@ from loops.context import Context
 from loops.label_checks import asked_labelers
 from loops.plan import PlanBuilder, lineage
 from sail.core.labeler_settings import JudgeLabeler
+from sail.core.route_settings import SAMPLED
 from sail.core.run_settings import PhaseSettings, RunSettings
+from sail.policy.loading import weights_by_config
 
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 BYTES_PER_WEIGHT = {  # fp32 master, gradient, moments
@@ -28,7 +30,7 @@ def print_plan(plan: PlanBuilder, settings: RunSettings, console: Console) -> No
     for name, reused, new in plan.counts():
         table.add_row(name, str(reused), str(new))
     console.print(table)
-    weights = count_weights(Context(settings, plan, Path("logs")).model.path)
+    weights = count_weights(Context(settings, plan, Path("logs"), download=False).model.path)
     update = max(BYTES_PER_WEIGHT[phase.update.optimizer] for phase in settings.phases) * weights
     checkpoints = sum(stage.artifact.stage == "checkpoint" for stage in plan.new)
     free = shutil.disk_usage(existing(plan.store.root)).free
@@ -55,8 +57,8 @@ def size(count: float) -> str:
 
 
 def count_weights(folder: Path) -> int:
-    """Weights of a model folder, from the headers of its safetensors files."""
-    return sum(_file_weights(path) for path in folder.glob("*.safetensors"))
+    """Weights of a model folder, from the headers of its safetensors files, or by its config where there are none."""
+    return sum(_file_weights(path) for path in folder.glob("*.safetensors")) or weights_by_config(folder)
 
 
 def _file_weights(path: Path) -> int:
@@ -77,7 +79,8 @@ def _sampled_tokens(phase: PhaseSettings) -> int:
     """Upper bound of tokens drawn; rounds over all prompts are counted once per held-out set only."""
     length = phase.generation.max_completion_length
     per_round = phase.prompts.per_round if phase.prompts and phase.prompts.per_round else 0
-    drawn = sum(route.num_generations * per_round for route in phase.routes.values() if route.samples)
+    routes = phase.routes.values()
+    drawn = per_round * sum(r.generations(source) for r in routes for source in r.sources if source in SAMPLED)
     held_out = phase.evaluation.num_prompts * phase.evaluation.num_generations
     return length * (phase.num_rounds * drawn + (max(1, phase.num_rounds) + 1) * held_out)
 

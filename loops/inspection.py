@@ -21,7 +21,7 @@ from sail.core.run_settings import RunSettings
 from sail.core.settings import parse_settings
 from sail.core.store import Store
 from sail.evaluation.report import write_report
-from sail.evaluation.table import rounds_table
+from sail.evaluation.table import tables
 
 
 def read_records(run: Path) -> list[RoundRecord]:
@@ -45,7 +45,7 @@ def _artifact(store: Store, id: str) -> Artifact:
 
 def print_status(run: Path, console: Console) -> None:
     records = read_records(run)
-    console.print(rounds_table(rows(records)))
+    console.print(tables(rows(records)))
     finished = json.loads((run / "run.json").read_text())["finished"]
     partial = sorted(path.name for path in RunFolder(run.absolute()).store_root.glob("*.partial"))
     console.print("complete" if finished else "not complete: the same `sail run` goes on")
@@ -56,7 +56,7 @@ def print_status(run: Path, console: Console) -> None:
 def rewrite_report(run: Path, console: Console) -> None:
     records = read_records(run)
     settings = parse_settings(RunSettings, yaml.safe_load((run / "resolved.yaml").read_text()), str(run))
-    console.print(rounds_table(rows(records)))
+    console.print(tables(rows(records)))
     console.print(f"report: {write_report(run, report_data(run.name, settings, records))}", soft_wrap=True)
 
 

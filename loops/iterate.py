@@ -140,8 +140,10 @@ class PhaseLoop:
             return None
         made = self._evaluation(turn)
         tag = self.phase.components.prompt_tag
-        for target in tag.evaluate_at if tag is not None and turn != START else ():
-            made[f"evaluation@{target}"] = self._evaluation(turn, target)["evaluation"]
+        if tag is not None and tag.evaluate_at and turn != START:
+            made[f"evaluation@{tag.target}"] = made["evaluation"]
+            for target in tag.evaluate_at:
+                made[f"evaluation@{target}"] = self._evaluation(turn, target)["evaluation"]
         return made
 
     def _evaluation(self, turn: int, target: float | str | None = None) -> dict[str, Artifact]:

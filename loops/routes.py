@@ -3,14 +3,14 @@
 from collections.abc import Callable, Sequence
 from functools import partial
 
-from loops.checks import DATA_ORDER, POLICY, REFERENCE, label_mode, loss_params, rating_kind, route_loss
+from loops.checks import DATA_ORDER, POLICY, label_mode, loss_params, rating_kind, route_loss
 from loops.context import Context
 from loops.labelling import Responses, auditors, compared_by, evidence_by, second_opinions
 from sail.core.artifacts import Artifact
-from sail.core.route_settings import LossSettings, RouteSettings
+from sail.core.route_settings import GREEDY, SAMPLED, LossSettings, RouteSettings
 from sail.core.run_settings import PhaseSettings
 from sail.generation.meet import meet_responses
-from sail.generation.stage import generate
+from sail.generation.stage import generate, greedy
 from sail.labeling.audit import audit_labels
 from sail.labeling.evidence import Evidence
 from sail.labeling.labelers.order import OrderEvidence
@@ -72,18 +72,22 @@ class Routes:
 
     def _responses(self, name: str, route: RouteSettings, turn: int) -> Artifact:
         origins = [self._origin(source, route, turn) for source in route.sources]
-        return origins[0] if len(origins) == 1 else meet_responses(self.builder, origins, f"routes.{name}.responses")
+        if len(origins) == 1:
+            return origins[0]
+        ranked = self._pairing(route) == "best_worst"
+        return meet_responses(self.builder, origins, f"routes.{name}.responses", rejected=ranked)
 
     def _origin(self, source: str, route: RouteSettings, turn: int) -> Artifact:
-        if source not in (POLICY, REFERENCE):
+        if source not in SAMPLED:
             return self.context.data(source)
         context, phase = self.context, self.phase
         assert phase.prompts is not None, "checked before the run"
         return generate(
             self.builder, context.engine(phase.generation.engine),
-            prompts=self.prompts(turn), table="train", settings=phase.generation,
-            policy=self.policies[turn] if source == POLICY else self.reference(turn), origin=source,
-            engine_settings=context.engine_settings(phase.generation.engine), num_samples=route.num_generations,
+            prompts=self.prompts(turn), table="train",
+            settings=greedy(phase.generation) if source == GREEDY else phase.generation,
+            policy=self.reference(turn) if source == "reference" else self.policies[turn], origin=source,
+            engine_settings=context.engine_settings(phase.generation.engine), num_samples=route.generations(source),
             per_round=phase.prompts.per_round, round_index=self.first_round + turn,
             seed=context.seed("samples", phase=phase), chat_template=context.template,
         )  # fmt: skip
@@ -202,7 +206,7 @@ class Routes:
     def _pairing(self, route: RouteSettings) -> str:
         if not route.samples:
             return "verdicts"
-        return "across" if len(route.sources) > 1 else route.keep
+        return "across" if len(route.sources) > 1 and route.keep != "best_worst" else route.keep
 
     def _round_index(self, route: RouteSettings, drawn_in: int) -> int:
         return self.first_round + drawn_in if route.samples else NO_ROUND

@@ -16,21 +16,24 @@ from loops.context import Context, Engines
 from loops.diary import Diary
 from loops.iterate import START, RoundRecord, run_phases
 from loops.plan import PlanBuilder
-from loops.run_folder import RECORD, STAGES, RunFolder, label_counts, settings_yaml, step_metrics
+from loops.run_folder import RECORD, STAGES, RunFolder, label_counts, settings_yaml, step_metrics, swept_targets
 from sail.core.errors import UserError
 from sail.core.run_settings import RunSettings
 from sail.core.store import StageEvent, Store
 from sail.evaluation.alarms import over_optimisation
 from sail.evaluation.report import ReportData, RoundRow, write_report
-from sail.evaluation.table import rounds_table
+from sail.evaluation.table import tables
 from sail.generation import ENGINES
 from sail.labeling.audit import AUDIT_FILE
 
 
-def make_plan(settings: RunSettings, folder: RunFolder) -> PlanBuilder:
-    """Every stage of the run with its key, and whether it is there already. Nothing is computed or written."""
+def make_plan(settings: RunSettings, folder: RunFolder, *, download: bool = True) -> PlanBuilder:
+    """Every stage of the run with its key, and whether it is there already. Nothing is computed or written.
+
+    download: Hub models too, as a run needs them; else their configs alone.
+    """
     builder = PlanBuilder(Store(folder.store_root))
-    context = Context(settings, builder, folder.path / "logs")
+    context = Context(settings, builder, folder.path / "logs", download=download)
     check_model(settings, context.model)
     for _ in run_phases(context):
         pass
@@ -46,7 +49,7 @@ def run(config: Config, settings: RunSettings, folder: RunFolder, console: Conso
     check_engines(plan, settings)
     complete = is_complete(plan, folder)
     records, report = carry_out(config, settings, folder, plan, console)
-    console.print(rounds_table(rows(records)))
+    console.print(tables(rows(records)))
     console.print("nothing to do, the run is complete" if complete else "done")
     console.print(f"report: {report}", soft_wrap=True)
     return report
@@ -127,15 +130,19 @@ def is_complete(plan: PlanBuilder, folder: RunFolder) -> bool:
 
 def rows(records: Sequence[RoundRecord]) -> list[RoundRow]:
     """One row a round for table and report: evaluation, label counts and the last step's metrics."""
-    return [
-        RoundRow(
-            round_index=record.round_index,
-            phase=record.phase,
-            metrics=_row_metrics(record),
-            artifacts={name: artifact.id for name, artifact in record.artifacts.items()},
-        )
-        for record in records
-    ]
+    return [_row(record) for record in records]
+
+
+def _row(record: RoundRecord) -> RoundRow:
+    swept, asked = swept_targets(record), record.artifacts.get("evaluation")
+    return RoundRow(
+        round_index=record.round_index,
+        phase=record.phase,
+        metrics=_row_metrics(record),
+        artifacts={name: artifact.id for name, artifact in record.artifacts.items()},
+        targets={target: artifact.result() for target, artifact in swept.items()},
+        target=next((target for target, artifact in swept.items() if artifact == asked), ""),
+    )
 
 
 def _row_metrics(record: RoundRecord) -> dict[str, float]:

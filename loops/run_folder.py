@@ -133,9 +133,17 @@ def metric_lines(records: Sequence[RoundRecord]) -> Iterator[dict[str, Any]]:
         for step in steps:
             yield {"kind": "step", "global_step": steps_before + int(step["step"]), **place, **step}
         steps_before += int(steps[-1]["step"]) if steps else 0
+        for target, artifact in swept_targets(record).items():
+            yield {"kind": "target", "target": target, "global_step": steps_before, **place, **artifact.result()}
         if "evaluation" in record.artifacts:
             evaluation = record.artifacts["evaluation"].result()
             yield {"kind": "evaluation", "global_step": steps_before, **place, **evaluation}
+
+
+def swept_targets(record: RoundRecord) -> dict[str, Artifact]:
+    """The evaluations at each target of conditional alignment, where there are several; the run's own among them."""
+    prefix = "evaluation@"
+    return {name.removeprefix(prefix): one for name, one in record.artifacts.items() if name.startswith(prefix)}
 
 
 def step_metrics(record: RoundRecord) -> list[dict[str, float]]:

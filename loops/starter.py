@@ -6,6 +6,7 @@ from typing import Any
 import yaml
 
 from loops.documents import configs_folder, override, read_preset
+from sail.core.route_settings import SAMPLED
 
 _HEAD = """\
 # A run of the method '{preset}'. Fill in the lines marked <...>, then
@@ -27,8 +28,8 @@ def starter_config(preset: str, overrides: Sequence[str]) -> str:
     """The text of a commented config: the parts every run needs, then the preset's own table as comments."""
     routes = read_preset(preset).get("routes", {}).values()
     origins = [origin for route in routes for origin in _origins(route)]
-    samples = bool({"policy", "reference"} & set(origins))
-    sources = [name for name in dict.fromkeys(origins) if name not in ("policy", "reference")] or ["prompts"]
+    samples = bool(set(SAMPLED) & set(origins))
+    sources = [name for name in dict.fromkeys(origins) if name not in SAMPLED] or ["prompts"]
     document: dict[str, Any] = {"preset": preset, "model_name_or_path": _MODEL, "seed": 0}
     document["data"] = {name: _SOURCES[name] for name in sources}
     if any(_labels_by(route) == "rm" for route in routes):

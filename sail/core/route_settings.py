@@ -9,6 +9,9 @@ from pydantic import field_validator, model_validator
 from sail.core.labeler_settings import RegulationStep
 from sail.core.settings import Settings, meaning
 
+GREEDY = "policy_greedy"
+SAMPLED = ("policy", "reference", GREEDY)  # what a route calls responses that are made in the run
+
 
 class PromptSettings(Settings):
     source: str = meaning(alias="from", doc="name of the data source the prompts come from")
@@ -63,12 +66,15 @@ class RouteSettings(Settings):
     """One stream of rows into the update: who responds, who labels, which share of the batch."""
 
     responses: str | tuple[str, ...] = meaning(
-        doc="a data source, 'policy' or 'reference' (samples), or a list of them whose responses meet by prompt"
+        doc="a data source, 'policy' or 'reference' (samples), 'policy_greedy' (the policy's likeliest tokens, one "
+        "response a prompt), or a list of them whose responses meet by prompt"
     )
     labels: LabelSettings = meaning(doc="who says which response is better")
     filter: FilterSettings | None = meaning(None, "single responses that are kept; default: all")
     num_generations: int = meaning(2, "samples per prompt", ge=1)
-    keep: Literal["all", "best_worst", "random"] = meaning("all", "which pairs of a prompt's samples are kept")
+    keep: Literal["all", "best_worst", "random"] = meaning(
+        "all", "which pairs of a prompt's samples are kept; of a list: all across origins, or best_worst of everything"
+    )
     share: float | Literal["rest"] = meaning("rest", "share of the global batch")
     weight: float | None = meaning(None, "factor of this route's mean loss; default: its share", ge=0)
     sail_coef: float = meaning(0.0, "c of the label table: 1 is the exact gradient, 0 drops the extra terms", ge=0)
@@ -96,8 +102,12 @@ class RouteSettings(Settings):
 
     @property
     def samples(self) -> bool:
-        """Some of its responses are drawn in the run, from the policy or from the reference."""
-        return bool({"policy", "reference"} & set(self.sources))
+        """Some of its responses are made in the run, by the policy or by the reference."""
+        return bool(set(SAMPLED) & set(self.sources))
+
+    def generations(self, source: str) -> int:
+        """Responses that a prompt gets from a source that is sampled; greedy ones would all be equal."""
+        return 1 if source == GREEDY else self.num_generations
 
     @field_validator("responses")
     @classmethod

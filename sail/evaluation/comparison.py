@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -43,11 +43,13 @@ HEADLINES: tuple[Headline, ...] = (
 
 @dataclass(frozen=True, slots=True)
 class ArmResults:
-    """What an arm came to. rounds: its evaluations in their order, seed by seed; spent: what it used up."""
+    """What an arm came to, by seed. rounds: its evaluations in their order; spent: what it used up; targets: of
+    conditional alignment, the last evaluation at each."""
 
     arm: str
     rounds: Mapping[int, Sequence[Metrics]]
     spent: Mapping[int, Metrics]
+    targets: Mapping[int, Mapping[str, Metrics]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,6 +142,7 @@ def as_json(comparison: Comparison) -> dict[str, Any]:
                 "metrics": {metric: _entry(comparison, arm, metric) for metric in metrics},
                 "rounds": {str(seed): [dict(turn) for turn in turns] for seed, turns in arm.rounds.items()},
                 "spent": {str(seed): dict(spent) for seed, spent in arm.spent.items()},
+                "targets": {str(seed): dict(swept) for seed, swept in arm.targets.items() if swept},
             }
             for arm in comparison.arms
         },

@@ -11,6 +11,7 @@ from rich.table import Table
 from sail.evaluation.comparison import ArmResults, Comparison, Headline, estimate
 from sail.evaluation.numerals import with_error
 from sail.evaluation.rounds import MISSING
+from sail.evaluation.sweep import SWEEP_METRICS, ordered
 
 
 class Grid(NamedTuple):
@@ -32,7 +33,7 @@ def grids(comparison: Comparison) -> list[Grid]:
         paired = [[arm.arm, *(_difference(comparison, arm, headline) for headline in headlines)] for arm in others]
         title = f"Difference to {comparison.compare_to}, paired by seed ± half of the 95 % t interval"
         tables.append(Grid(title, headings, paired))
-    return [*tables, _spent(comparison)]
+    return [*tables, *_sweeps(comparison), _spent(comparison)]
 
 
 def terminal_tables(comparison: Comparison) -> list[Table]:
@@ -71,7 +72,11 @@ def _with_counts(comparison: Comparison, rows: Sequence[Sequence[str]]) -> list[
 
 
 def _mean(comparison: Comparison, arm: ArmResults, headline: Headline) -> str:
-    found = estimate(list(comparison.values(arm, headline.metric).values()))
+    return _cell(list(comparison.values(arm, headline.metric).values()), headline)
+
+
+def _cell(values: Sequence[float], headline: Headline) -> str:
+    found = estimate(values)
     if found is None:
         return MISSING
     return headline.form(found.mean) if found.se is None else with_error(found.mean, found.se)
@@ -85,6 +90,19 @@ def _difference(comparison: Comparison, arm: ArmResults, headline: Headline) -> 
         return f"{found.mean:+.2f}"
     sign = "" if found.mean < 0 else "+"
     return sign + with_error(found.mean, found.high - found.mean)
+
+
+def _sweeps(comparison: Comparison) -> list[Grid]:
+    """Arms of conditional alignment at each of their targets; none where no arm was evaluated at several."""
+    headlines = [headline for headline in comparison.headlines() if headline.metric in SWEEP_METRICS]
+    rows = []
+    for arm in comparison.arms:
+        for target in ordered({target for swept in arm.targets.values() for target in swept}):
+            seeds = [swept[target] for swept in arm.targets.values() if target in swept]
+            cells = [_cell([one[h.metric] for one in seeds if h.metric in one], h) for h in headlines]
+            rows.append([f"{arm.arm} {target}", *cells])
+    headings = ["Arm, target", *(_heading(headline, comparison) for headline in headlines)]
+    return [Grid("By target, mean ± standard error over seeds", headings, rows)] if rows else []
 
 
 def _spent(comparison: Comparison) -> Grid:

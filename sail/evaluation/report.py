@@ -19,6 +19,7 @@ from sail.evaluation.numerals import number, share
 from sail.evaluation.round_figures import round_panels
 from sail.evaluation.rounds import COLUMNS, MISSING, ReportData, RoundRow, cells, round_labels
 from sail.evaluation.step_figures import step_panels
+from sail.evaluation.sweep import SWEEP_COLUMNS, sweep_cells, swept
 
 __all__ = ["ReportData", "RoundRow", "write_report"]
 
@@ -43,7 +44,7 @@ def write_report(run_folder: Path, report: ReportData) -> Path:
 
 def render_report(report: ReportData) -> str:
     """The page's HTML."""
-    labels = round_labels(report.rounds)
+    labels, sweep = round_labels(report.rounds), swept(report.rounds)
     return render_page(
         _TEMPLATE,
         report=report,
@@ -52,6 +53,7 @@ def render_report(report: ReportData) -> str:
         columns=COLUMNS,
         missing=MISSING,
         table=[(label, cells(row)) for label, row in zip(labels, report.rounds, strict=True)],
+        sweep=None if sweep is None else (sweep[0], SWEEP_COLUMNS, sweep_cells(sweep[1])),
         round_panels=[*round_panels(report.rounds), *audit_panels(report.audits)],
         step_panels=step_panels(report.steps),
         lineage=[(label, row.artifacts) for label, row in zip(labels, report.rounds, strict=True) if row.artifacts],

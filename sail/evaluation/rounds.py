@@ -18,6 +18,8 @@ class RoundRow:
     phase: str
     metrics: Mapping[str, float] = field(default_factory=dict)  # evaluation, label counts, mean of the steps
     artifacts: Mapping[str, str] = field(default_factory=dict)  # name -> artifact id
+    targets: Mapping[str, Mapping[str, float]] = field(default_factory=dict)  # of prompt_tag, each with its metrics
+    target: str = ""  # the one that `metrics` are of
 
 
 @dataclass(frozen=True, slots=True)

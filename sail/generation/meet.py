@@ -10,14 +10,15 @@ from sail.core.store import Builder, Recipe, Workspace
 VERSION = 1
 
 
-def meet_responses(builder: Builder, sources: Sequence[Artifact], where: str) -> Artifact:
+def meet_responses(builder: Builder, sources: Sequence[Artifact], where: str, *, rejected: bool = False) -> Artifact:
     """Table groups: the prompts that every source answers, each with all its responses, sources in their order.
 
-    Of a dataset with verdicts the chosen responses alone take part. UserError where no prompt is answered by all.
+    Of a dataset with verdicts the chosen responses alone take part, or with `rejected` all of them, where somebody
+    else is to rank them. UserError where no prompt is answered by all.
     """
 
     def run(workspace: Workspace) -> dict[str, int]:
-        answers = [_answers(source) for source in sources]
+        answers = [_answers(source, rejected) for source in sources]
         shared = [prompt_id for prompt_id in answers[-1] if all(prompt_id in known for known in answers)]
         if not shared:
             raise UserError(
@@ -29,13 +30,14 @@ def meet_responses(builder: Builder, sources: Sequence[Artifact], where: str) ->
         return {"prompts": len(groups), "responses": sum(len(group.samples) for group in groups)}
 
     inputs = {str(position): source for position, source in enumerate(sources)}
-    return builder.build(Recipe("responses", VERSION, {}, inputs), run)
+    return builder.build(Recipe("responses", VERSION, {"rejected": True} if rejected else {}, inputs), run)
 
 
-def _answers(source: Artifact) -> Mapping[str, SampleGroup]:
+def _answers(source: Artifact, with_rejected: bool) -> Mapping[str, SampleGroup]:
     """prompt_id -> its group, prompts without a response left out."""
-    rejected = {verdict.rejected_id for verdict in source.read(DatasetVerdict, "verdicts")}
-    chosen = {verdict.chosen_id for verdict in source.read(DatasetVerdict, "verdicts")}
+    verdicts = [] if with_rejected else source.read(DatasetVerdict, "verdicts")
+    rejected = {verdict.rejected_id for verdict in verdicts}
+    chosen = {verdict.chosen_id for verdict in verdicts}
     groups = {}
     for group in source.read(SampleGroup, "groups"):
         kept = tuple(s for s in group.samples if s.response_id in chosen or s.response_id not in rejected)

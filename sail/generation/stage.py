@@ -37,7 +37,7 @@ def generate(
     chat_template: Leaf | None = None,
     origin: str = "policy",
 ) -> Artifact:
-    """Draw num_samples responses to each prompt of the round from `policy`; origin 'reference' names its samples so.
+    """Draw num_samples responses to each prompt of the round from `policy`; samples bear their origin's name.
 
     `table` of the prompts artifact is 'train' or 'held_out'. The seed of a prompt is the hash of (seed, table, origin,
     round, prompt id); sample i has seed + i.
@@ -75,6 +75,11 @@ def generate(
     }  # fmt: skip
     inputs = {"prompts": prompts, "policy": policy}
     return builder.build(Recipe("samples", VERSION, recipe, inputs), run)
+
+
+def greedy(settings: GenerationSettings) -> GenerationSettings:
+    """The same with the likeliest token everywhere; among equal ones (bfloat16 has some) the seed still draws."""
+    return settings.replace(temperature=1.0, top_p=1.0, top_k=1, min_p=0.0)
 
 
 def off_policy(settings: GenerationSettings) -> dict[str, float]:

@@ -67,7 +67,7 @@ class LabelerRow:
 
     kind: str
     scores: Callable[..., Labeler] | None
-    """(name, settings, fitted) -> Labeler; None for those who score no single responses by themselves"""
+    """(name, settings, made_here) -> Labeler; None for those who score no single responses by themselves"""
     unit: Literal["pair", "response"]
     """what it judges; a judge can do both"""
     needs: tuple[str, ...]

@@ -17,6 +17,7 @@ from sail.core.errors import UserError
 from sail.core.records import Example
 from sail.policy.devices import compute_device, to_device
 from sail.policy.loading import another_head, quiet_loading
+from sail.policy.memory import room_for_a_model
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +63,7 @@ def load_reward_model(folder: Path, where: str) -> RewardModel:
 
     UserError for a model without a trained head, or with more than one output.
     """
-    with quiet_loading():
+    with quiet_loading(), room_for_a_model(torch.device("cpu")):
         model, report = AutoModelForSequenceClassification.from_pretrained(
             folder, dtype="auto" if compute_device().type == "cuda" else torch.float32, output_loading_info=True
         )
@@ -80,7 +81,7 @@ def new_reward_model(folder: Path, seed: int, where: str) -> RewardModel:
 
     On the GPU where there is one. The head is drawn from `seed`; torch's global stream is left as it was.
     """
-    with torch.random.fork_rng(), quiet_loading(), another_head():
+    with torch.random.fork_rng(), quiet_loading(), another_head(), room_for_a_model(torch.device("cpu")):
         torch.manual_seed(seed)
         model = AutoModelForSequenceClassification.from_pretrained(folder, num_labels=1, dtype=torch.float32)
     return _with_padding(model, AutoTokenizer.from_pretrained(folder), where)

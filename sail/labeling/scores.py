@@ -20,8 +20,8 @@ _TABLE = "scores"
 def make_labeler(name: str, settings: LabelerSettings, made_here: Any = None) -> Labeler:
     """The labeler `labelers.<name>` of a run, one that scores responses.
 
-    made_here: for a reward model with settings.fit the artifact of fit_reward_model, for a judge at url: policy the
-    endpoint of the policy.
+    made_here: for a reward model its checkpoint, which with settings.fit is the artifact of fit_reward_model; for a
+    judge at url: policy the endpoint of the policy.
 
     Hashes the user's files and looks a callable up, loads no model. UserError where the model, module or function
     does not exist.

@@ -138,8 +138,8 @@ LOSSES: dict[str, LossRow] = {
     ),
     "optimism": LossRow(
         optimism, "response", _REFERENCE,
-        "VPO, Cen et al. 2024, arXiv 2405.19320; XPO, Xie et al. 2024, arXiv 2405.21046", "reconstructed",
-        hard_only=_NO_LABEL,
+        "SELM, Zhang et al. 2024, arXiv 2405.19332, eq. 4.2; XPO, Xie et al. 2024, arXiv 2405.21046, Algorithm 1; "
+        "VPO, Cen et al. 2024, arXiv 2405.19320, reconstructed", "exact", hard_only=_NO_LABEL,
     ),
     "linear": LossRow(linear, "pair", _REFERENCE, "SPAC, Ji et al. 2024, arXiv 2406.04274", "reconstructed"),
     "abs_margin": LossRow(

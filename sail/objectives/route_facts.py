@@ -13,6 +13,8 @@ class RouteFacts:
     responses_from_policy: bool
     """some response of the route is drawn from the policy that is being trained"""
     labels_by: Literal["others", "policy", "order", "none"]
+    greedy: bool = False
+    """some response is the policy's likeliest one: no draw from it, and one a prompt"""
     sources: int = 1
     """origins of its responses: several where they meet by prompt"""
     labels_as: Literal["", "preference", "thumbs", "score", "win_rate"] = ""

@@ -120,13 +120,33 @@ def _estimates_are_the_policys_own(facts: RouteFacts) -> Iterator[Finding]:
         )
 
 
+def _greedy_responses_are_no_draws(facts: RouteFacts) -> Iterator[Finding]:
+    if not facts.greedy:
+        return
+    unit = find_loss(facts.loss).unit
+    if facts.sail_coef > 0.0:
+        yield refused(
+            "greedy responses with sail_coef > 0: they jump with the policy, which no score term sees",
+            "Set sail_coef: 0, or responses: policy",
+        )
+    if unit == "group":
+        yield refused(
+            f"{facts.loss} compares draws of a prompt, and greedy responses are none", "Use responses: policy"
+        )
+    elif unit == "pair" and facts.sources == 1:
+        yield refused(
+            f"{facts.loss} compares two responses, and a prompt has one greedy one",
+            "Set responses: [policy_greedy, <another source>]",
+        )
+
+
 def _coefficient_means_something(facts: RouteFacts) -> Iterator[Finding]:
     c = facts.sail_coef
     if not (math.isfinite(c) and c >= 0.0):
         yield refused(f"sail_coef is {c}", "Use a finite number >= 0; 0 is online DPO")
     elif c > 0.0 and (find_loss(facts.loss).unit != "pair" or facts.labels_by == "none"):
         yield refused("sail_coef acts on labelled pairs, and this route has none", "Set sail_coef: 0")
-    elif c > 0.0 and not facts.responses_from_policy and not _has_label_term(facts):
+    elif c > 0.0 and not (facts.responses_from_policy or facts.greedy or _has_label_term(facts)):
         yield refused(
             "sail_coef does nothing here: neither the responses nor a drawn label depends on the policy",
             "Set sail_coef: 0, or responses: policy, or labels: {by: policy, when: fresh, mode: soft}",
@@ -234,6 +254,7 @@ RULES: tuple[Rule, ...] = (
     _single_responses_have_what_they_need,
     _features_can_be_read,
     _estimates_are_the_policys_own,
+    _greedy_responses_are_no_draws,
     _coefficient_means_something,
     _coefficient_fits_beta,
     _score_term_is_exact,

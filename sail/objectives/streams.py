@@ -29,7 +29,8 @@ def optimism(responses: Responses, *, sign: float = 1.0) -> Tensor:
     """sign (log pi(y|x) - log pi_ref(y|x)), shape [B], nats, unbounded below: keep its weight small.
 
     sign 1 pushes the mass of a calibration policy's responses down (optimism: VPO online, XPO, SELM), sign -1 pulls it
-    up (pessimism: VPO offline). VPO, Cen et al. 2024, arXiv 2405.19320; XPO, Xie et al. 2024, arXiv 2405.21046.
+    up (pessimism: VPO offline). SELM, Zhang et al. 2024, arXiv 2405.19332, eq. 4.2, whose weight is alpha beta; XPO,
+    Xie et al. 2024, arXiv 2405.21046, Algorithm 1; VPO, Cen et al. 2024, arXiv 2405.19320.
     """
     parameters.one_of("sign", sign, (1.0, -1.0))
     return sign * log_ratio(responses)

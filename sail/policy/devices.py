@@ -3,6 +3,8 @@
 import torch
 from accelerate.utils.memory import clear_device_cache
 
+from sail.policy.memory import room_for_a_model
+
 
 def compute_device() -> torch.device:
     """The GPU that CUDA_VISIBLE_DEVICES lists first, else the CPU."""
@@ -10,9 +12,10 @@ def compute_device() -> torch.device:
 
 
 def to_device(model: torch.nn.Module, dtype: torch.dtype | None = None) -> torch.device:
-    """Move a model, in place, to where it runs; returns where that is."""
+    """Move a model, in place, to where it runs; returns where that is. UserError where it does not fit."""
     device = compute_device()
-    torch.nn.Module.to(model, device, dtype)
+    with room_for_a_model(device):
+        torch.nn.Module.to(model, device, dtype)
     return device
 
 

@@ -20,6 +20,7 @@ from sail.core.artifacts import Artifact, Leaf, leaf
 from sail.core.errors import UserError
 from sail.core.run_settings import LoraSettings
 from sail.policy.encoder_decoder import PLAIN_TURNS
+from sail.policy.memory import room_for_a_model
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -31,6 +32,7 @@ Checkpoint: TypeAlias = Artifact | Leaf
 
 _MODEL_FOLDER = "model"
 _ADAPTER_CONFIG = "adapter_config.json"
+_WEIGHTS = (".safetensors", ".bin")
 
 
 def model_folder(checkpoint: Checkpoint) -> Path:
@@ -38,8 +40,10 @@ def model_folder(checkpoint: Checkpoint) -> Path:
     return checkpoint.path / _MODEL_FOLDER if isinstance(checkpoint, Artifact) else checkpoint.path
 
 
-def resolve_model(name_or_path: str, revision: str | None = None, where: str = "model_name_or_path") -> Leaf:
-    """A local folder by content, a Hub model by its commit."""
+def resolve_model(
+    name_or_path: str, revision: str | None = None, where: str = "model_name_or_path", *, download: bool = True
+) -> Leaf:
+    """A local folder by content, a Hub model by its commit, of which only the config is here without `download`."""
     path = Path(name_or_path).expanduser()
     if path.exists():
         if not (path / "config.json").exists():
@@ -47,11 +51,11 @@ def resolve_model(name_or_path: str, revision: str | None = None, where: str = "
                 f"{name_or_path!r} holds no config.json", where=where, cure="Give a Hugging Face model folder"
             )
         return leaf(path.resolve(), where)
-    return _from_hub(name_or_path, revision, where)
+    return _from_hub(name_or_path, revision, where, download)
 
 
-def _from_hub(name: str, revision: str | None, where: str) -> Leaf:
-    from huggingface_hub import snapshot_download
+def _from_hub(name: str, revision: str | None, where: str, download: bool) -> Leaf:
+    from huggingface_hub import hf_hub_download, snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     if name.startswith((".", "/", "~")) or name.count("/") > 1:
@@ -59,12 +63,20 @@ def _from_hub(name: str, revision: str | None, where: str) -> Leaf:
             f"no such folder: {name!r}", where=where, cure="Check the path, or give a Hub id such as org/model"
         )
     try:
-        snapshot = Path(snapshot_download(name, revision=revision))
+        if download:
+            snapshot = Path(snapshot_download(name, revision=revision))
+        else:
+            snapshot = Path(hf_hub_download(name, "config.json", revision=revision)).parent
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         raise UserError(
             f"{name!r} is no folder here and could not be had from the Hub ({type(error).__name__})",
             where=where, cure="Check the name, the network and your Hub token, or give a local folder",
         ) from error  # fmt: skip
+    if download and not any(file.suffix in _WEIGHTS for file in snapshot.iterdir()):
+        raise UserError(
+            f"{name!r} is here without weights: no .safetensors or .bin file in {snapshot}", where=where,
+            cure="If only a plan has fetched its config so far, run once with the network; or give a local folder",
+        )  # fmt: skip
     return Leaf(snapshot, snapshot.name)  # the snapshot's folder is named by its commit
 
 
@@ -114,8 +126,16 @@ def base_folder(checkpoint: Checkpoint) -> Path:
 
 def _load_full(folder: Path) -> PreTrainedModel:
     auto = AutoModelForSeq2SeqLM if AutoConfig.from_pretrained(folder).is_encoder_decoder else AutoModelForCausalLM
-    with quiet_loading():
+    with quiet_loading(), room_for_a_model(torch.device("cpu")):
         return without_dropout(auto.from_pretrained(folder, dtype=torch.float32)).eval()
+
+
+def weights_by_config(folder: Path) -> int:
+    """How many weights a language model has, from its config alone; nothing is allocated."""
+    config = AutoConfig.from_pretrained(folder)
+    auto = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
+    with torch.device("meta"):
+        return int(auto.from_config(config).num_parameters())
 
 
 def without_dropout(model: PreTrainedModel) -> PreTrainedModel:

@@ -1,24 +1,15 @@
-"""Out of memory in an update is the user's to cure: which settings take less, and what they are now."""
+"""Out of memory in an update's steps: which settings take less, and what they are now."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 
-from sail.core.errors import UserError
 from sail.core.run_settings import UpdateSettings
 from sail.policy.devices import compute_device
+from sail.policy.memory import enough_memory
 
-_SIGNS = ("out of memory", "can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED")  # CUDA, CPU, cuBLAS
 
-
-@contextmanager
-def naming_the_levers(settings: UpdateSettings) -> Iterator[None]:
+def naming_the_levers(settings: UpdateSettings) -> AbstractContextManager[None]:
     """An allocation that fails within ends in a UserError; what else fails passes through."""
-    try:
-        yield
-    except (MemoryError, RuntimeError) as error:  # torch.OutOfMemoryError is a RuntimeError
-        if not (isinstance(error, MemoryError) or any(sign in str(error) for sign in _SIGNS)):
-            raise
-        raise UserError(f"out of memory on {compute_device()}", where="update", cure=_cure(settings)) from error
+    return enough_memory("update", compute_device(), _cure(settings))
 
 
 def _cure(settings: UpdateSettings) -> str:

@@ -21,6 +21,7 @@ from sail.objectives import find_loss
 from sail.objectives.baseline import RunningMean
 from sail.policy.autoencoder import load_sae
 from sail.policy.devices import free_memory
+from sail.policy.memory import room_for_a_model
 from sail.update.batches import batch_indices, exact_shares, steps_for_epochs
 from sail.update.distributed import make_accelerator, prepared, refuse_unsupported, sharded
 from sail.update.inputs import UpdateInputs, update_recipe
@@ -101,7 +102,8 @@ def _learners(accelerator: Accelerator, inputs: UpdateInputs) -> dict[str, Learn
 
 
 def _prepared(accelerator: Accelerator, learner: Learner) -> Learner:
-    return Learner(*prepared(accelerator, learner.model, learner.optimizer), learner.max_grad_norm)
+    with room_for_a_model(accelerator.device):
+        return Learner(*prepared(accelerator, learner.model, learner.optimizer), learner.max_grad_norm)
 
 
 def _position(restored: Position | None, objectives: Mapping[str, RouteObjective]) -> Position:

@@ -22,6 +22,14 @@ def test_a_prompt_has_the_responses_of_all_sources_in_their_order_and_of_pairs_t
     assert [sample.response_id for sample in met[1].samples] == ["p-1-data:demos-0", "p-1-policy-0"]
 
 
+def test_where_others_rank_the_rejected_responses_meet_too(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    data = stored_groups(store, groups(2, "data:demos"), "data")
+    samples = stored_groups(store, groups(2, "policy"), "samples")
+    met = meet_responses(store, [samples, data], "routes.online", rejected=True).read(SampleGroup, "groups")
+    assert [sample.origin for sample in met[0].samples] == ["policy"] * 2 + ["data:demos"] * 2
+
+
 def test_sources_without_a_common_prompt_are_refused(tmp_path: Path) -> None:
     store = Store(tmp_path)
     some, others = groups(4, "policy")[:2], groups(4, "reference")[2:]

@@ -10,6 +10,7 @@ from sail.core.artifacts import leaf
 from sail.core.records import Message, Prompt
 from sail.core.run_settings import GenerationSettings
 from sail.generation.engine import Drawn, SampleRequest
+from sail.generation.stage import greedy
 from sail.generation.transformers_engine import TransformersEngine, processed_logps
 from tests.serving_fixtures import TinyPolicy, make_tiny_policy
 
@@ -59,6 +60,16 @@ def test_sample_i_has_seed_plus_i(engine: TransformersEngine) -> None:
     both = ids_of(engine.sample([request((5, 6, 7), n=2, seed=100)], SETTINGS))[0]
     second = ids_of(engine.sample([request((5, 6, 7), n=1, seed=101)], SETTINGS))[0]
     assert both[1] == second[0]
+
+
+def test_greedy_draws_are_the_likeliest_tokens_whatever_the_seed(
+    engine: TransformersEngine, policy: TinyPolicy
+) -> None:
+    settings = greedy(SETTINGS.replace(temperature=3.0, top_p=0.5, min_p=0.1))
+    for req, group in zip(REQUESTS, engine.sample(REQUESTS, settings), strict=True):
+        assert group[0].token_ids == group[1].token_ids and set(group[0].logprobs) == {0.0}
+        likeliest = policy.logits(req.prompt.token_ids, group[0].token_ids).argmax(-1)
+        assert group[0].token_ids == tuple(likeliest.tolist())
 
 
 def test_a_response_ends_with_its_eos_or_at_the_limit(engine: TransformersEngine) -> None:

@@ -57,7 +57,20 @@ def test_samples_ask_for_the_target_and_the_saved_template_asks_alike(out: Path)
 def test_further_targets_are_evaluated_beside_it(out: Path) -> None:
     asked, low = (artifact(out, name).result() for name in ("evaluation", "evaluation@p10"))
     assert asked["eval/reward"] != low["eval/reward"]
+    assert artifact(out, "evaluation@p90").result() == asked
     assert load_run(out).round(0).rows("offline").column_names[:2] == ["row_id", "prompt_id"]
+
+
+def test_every_target_has_its_row_under_the_table_of_rounds_and_its_line_in_the_metrics(
+    out: Path, sail: Zygote
+) -> None:
+    told = sail.run("status", out, cwd=out.parent).out
+    rows = [line.split()[0] for line in told.split("asked for")[1].splitlines() if line.startswith(" p")]
+    assert rows == ["p10", "p90"]
+    *_, own, other, evaluation = load_run(out).metrics()
+    assert [line["kind"] for line in (own, other, evaluation)] == ["target", "target", "evaluation"]
+    assert (own["target"], other["target"]) == ("p90", "p10") and own["eval/reward"] == evaluation["eval/reward"]
+    assert "Table of targets" in (out / "report.html").read_text()
 
 
 @pytest.mark.parametrize(

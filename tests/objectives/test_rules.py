@@ -46,6 +46,8 @@ SFT = RouteFacts("sft", responses_from_policy=False, labels_by="none")
             ITERATIVE, temperature=0.7, top_p=0.9, top_k=40, linear_alignment=True, filters=True, importance_mode="none"
         ),
         replace(DP, top_p=0.9, keep="best_worst", filters=True, temperature=0.5, importance_mode="none"),
+        replace(OFFLINE, greedy=True, sources=2, keep="best_worst"),
+        replace(SFT, loss="optimism", greedy=True),
     ],
 )
 def test_a_sound_route_has_no_findings(route):
@@ -105,6 +107,10 @@ def test_a_sound_route_of_single_responses_has_no_findings(route):
         (replace(PR, min_p=0.05), "min_p 0.05"),
         (replace(PR, min_tokens=8), "min_tokens 8"),
         (replace(PR, linear_alignment=True), "linear_alignment"),
+        (replace(PR, greedy=True, sources=2), "they jump with the policy"),
+        (replace(OFFLINE, greedy=True, sources=2, sail_coef=0.1), "they jump with the policy"),
+        (replace(OFFLINE, greedy=True), "a prompt has one greedy one"),
+        (replace(SFT, loss="kl_policy_ref", greedy=True, responses_from_policy=True), "compares draws of a prompt"),
         (replace(PP, temperature=0.9, importance_mode="none"), "temperature 0.9"),
         (replace(PP, sail_coef=0.0), "exactly zero"),
         (replace(PP, when="frozen", policy_is_reference=True), "every pair is a tie"),
@@ -151,4 +157,4 @@ def test_all_findings_of_a_route_come_at_once_refusals_first():
     route = replace(PP, loss="slic", mode="hard", sail_coef=0.5, keep="best_worst", top_p=0.9, filters=True)
     levels = [finding.level for finding in check_route(route)]
     assert levels == ["refused"] * 3 + ["warned"] * 2
-    assert len(RULES) == 9
+    assert len(RULES) == 10

@@ -46,6 +46,8 @@ def test_log_probs_are_of_the_distribution_after_temperature_and_top_k(client, p
 def test_greedy_tokens_are_the_models_most_likely(client, policy):
     [sample] = client.complete(request(n=1, temperature=0.0))
     assert list(sample.token_ids) == policy.logits(PROMPT, sample.token_ids).argmax(-1).tolist()
+    for again in client.complete(request(n=2, top_k=1)):  # the engine's policy_greedy
+        assert again.token_ids == sample.token_ids and again.logprobs == pytest.approx([0.0] * len(again.token_ids))
 
 
 def test_prompt_log_probs_agree_with_a_transformers_forward(client, policy):

@@ -1,4 +1,5 @@
-"""An update in a process that may allocate little: it fails, then goes on in smaller microbatches. Prints what it saw.
+"""A process that may allocate little: its update fails, then goes on in smaller microbatches, and a larger model does
+not fit. Prints what it saw.
 
 Run as a module, by its test, with a folder.
 """
@@ -8,10 +9,14 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from sail.core.artifacts import leaf
 from sail.core.errors import UserError
 from sail.core.records import Message, Prompt, Sample, SampleGroup
 from sail.core.route_settings import LossSettings
 from sail.core.store import Store
+from sail.policy.loading import load_policy
 from sail.update.stage import update
 from tests.update.stored import World, stored_groups
 
@@ -28,6 +33,14 @@ def long_groups(count: int, length: int) -> list[SampleGroup]:
         )  # fmt: skip
         groups.append(SampleGroup(prompt, samples))
     return groups
+
+
+def _load_what_does_not_fit(folder: Path) -> str:
+    try:
+        load_policy(leaf(folder))
+    except UserError as error:
+        return str(error)
+    return "it fits"
 
 
 def main(root: Path) -> None:
@@ -49,12 +62,17 @@ def main(root: Path) -> None:
     except KeyboardInterrupt:
         print("stopped")
     greedy = replace(inputs, settings=inputs.settings.replace(max_tokens_per_microbatch=1_000_000))
+    big = LlamaConfig(  # 160 MiB
+        vocab_size=160_000, hidden_size=256, intermediate_size=8, num_hidden_layers=1, tie_word_embeddings=True
+    )
+    LlamaForCausalLM(big).save_pretrained(root / "big")
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (used + ROOM, resource.RLIM_INFINITY))
     try:
         update(Store(root / "short"), greedy)
     except UserError as error:
         print(error)
+    print(_load_what_does_not_fit(root / "big"))
     resumed = update(Store(root / "short", lambda event: print(getattr(event, "text", ""))), inputs)
     print("same checkpoint:", resumed.manifest() == whole.manifest())
 

@@ -11,11 +11,12 @@ from sail.core.run_settings import UpdateSettings
 from sail.update.memory import naming_the_levers
 
 
-def test_an_update_out_of_memory_names_the_levers_and_resumes_with_a_smaller_budget(tmp_path: Path) -> None:
+def test_an_update_or_a_model_out_of_memory_names_the_levers_and_a_smaller_budget_resumes(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "tests.update.out_of_memory", str(tmp_path)]
     told = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     assert "update: out of memory on cpu. Lower update.max_tokens_per_microbatch (1,000,000 now)" in told
     assert "or set update.gradient_checkpointing: true (false now)" in told
+    assert "loading a model: out of memory on cpu. Free some: what else runs there" in told
     assert "resuming at step 1" in told
     assert "same checkpoint: True" in told
 

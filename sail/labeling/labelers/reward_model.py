@@ -4,7 +4,6 @@ from collections.abc import Sequence
 
 import torch
 
-from sail.core.artifacts import Artifact
 from sail.core.errors import UserError
 from sail.core.records import Example
 from sail.core.run_settings import RewardModelLabeler
@@ -15,12 +14,12 @@ from sail.labeling.reward_model import RewardModel, load_reward_model
 from sail.policy.loading import Checkpoint, model_folder, resolve_model
 
 
-def reward_model_labeler(name: str, settings: RewardModelLabeler, fitted: Artifact | None = None) -> Labeler:
-    """The labeler of a reward model: the user's (settings.path) or the one fitted here (the fit stage's artifact).
+def reward_model_labeler(name: str, settings: RewardModelLabeler, checkpoint: Checkpoint | None = None) -> Labeler:
+    """The labeler of a reward model: the checkpoint given (the fit stage's artifact), else the user's (settings.path).
 
     Weights are fp32 on CPU and as saved on GPU. batch_size moves scores in their last digits only (padding).
     """
-    checkpoint = _checkpoint(name, settings, fitted)
+    checkpoint = checkpoint or _users(name, settings)
 
     def open_model(workspace: Workspace) -> Scorer:
         model = load_reward_model(model_folder(checkpoint), where=f"labelers.{name}.path")
@@ -34,12 +33,10 @@ def reward_model_labeler(name: str, settings: RewardModelLabeler, fitted: Artifa
     return Labeler(name, checkpoint, {"kind": "reward_model"}, open_model)
 
 
-def _checkpoint(name: str, settings: RewardModelLabeler, fitted: Artifact | None) -> Checkpoint:
-    if settings.path is not None:
-        return resolve_model(settings.path, where=f"labelers.{name}.path")
-    if fitted is None:
+def _users(name: str, settings: RewardModelLabeler) -> Checkpoint:
+    if settings.path is None:
         raise ValueError(f"labeler {name!r} is to be fitted here: pass the artifact of fit_reward_model")
-    return fitted
+    return resolve_model(settings.path, where=f"labelers.{name}.path")
 
 
 def score_examples(model: RewardModel, examples: Sequence[Example], batch_size: int, where: str = "") -> list[float]:
