@@ -35,7 +35,7 @@ class Resident:
 
     key: str
     path: Path  # from_pretrained finds its configuration and tokenizer here
-    load: "Callable[[], PolicyModel]" = field(compare=False, repr=False)  # the model itself, never a copy
+    load: Callable[[], Any] = field(compare=False, repr=False)  # gives the PolicyModel itself, never a copy
 
 
 Checkpoint: TypeAlias = Artifact | Leaf | Resident
@@ -123,7 +123,7 @@ def load_policy(checkpoint: Checkpoint, *, trainable: bool = False) -> PolicyMod
     is.
     """
     if isinstance(checkpoint, Resident):
-        return checkpoint.load()
+        return checkpoint.load()  # type: ignore[no-any-return]
     folder = model_folder(checkpoint)
     if not (folder / _ADAPTER_CONFIG).exists():
         return _load_full(folder)
