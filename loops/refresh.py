@@ -6,7 +6,7 @@ what they make inside the checkpoint that is being built. When it is there, loop
 round leaves.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
@@ -41,6 +41,10 @@ class Inside:
         self.keys.add(artifact.key)
         return artifact
 
+    def of(self, made: Mapping[str, Artifact]) -> list[str]:
+        """The names of those that hang on the policy."""
+        return [name for name, artifact in made.items() if artifact.key in self.keys]
+
 
 class RoundRefresh:
     """The refreshed routes of one round; sail.update.feed asks for their rows, a segment after the other."""
@@ -60,24 +64,27 @@ class RoundRefresh:
         self._reference = cache(lambda turn: _resident(reference(turn)))
 
     def inputs(self, made: dict[str, Artifact], drawn: dict[str, Artifact]) -> list[RouteInput]:
-        """All routes of the round in their order; of the refreshed ones what they will be made from, into `drawn`."""
+        """All routes of the round in their order; what is drawn from the policy that trains goes into `drawn`."""
         training = Leaf(self.ordinary.policies[self.turn].path, "the policy that trains")
-        planned = self._routes(PlanBuilder(Store(Path())), training)
-        kinds = {name: (planned, drawn) if name in self.routes else (self.ordinary, made) for name in self.phase.routes}
-        return [
-            kinds[name][0].route(name, route, self.turn, kinds[name][1])
+        inside = self._inside(PlanBuilder(Store(Path())), training)
+        planned = self._routes(inside, training)
+        inputs = [
+            (planned if name in self.routes else self.ordinary).route(name, route, self.turn, made)
             for name, route in self.phase.routes.items()
             if route.share != 0
         ]
+        drawn |= {name: made.pop(name) for name in inside.of(made)}
+        return inputs
 
     def draw(self, folder: Path, policy: Resident, segment: Segment) -> Sequence[RouteInput]:
         """What the steps of a segment learn from: found in its folder, or drawn and labelled now."""
         part = Part(segment.first, segment.last, segment.steps)
-        routes = self._routes(Store(folder, within=True), policy, part)
+        inside = self._inside(Store(folder, within=True), policy)
+        routes = self._routes(inside, policy, part)
         made: dict[str, Artifact] = {}
         inputs = [routes.route(name, route, self.turn, made) for name, route in self.routes.items()]
         if not (folder / CONTENTS).exists():
-            atomic.write_json(folder / CONTENTS, {name: artifact.id for name, artifact in made.items()})
+            atomic.write_json(folder / CONTENTS, {name: made[name].id for name in inside.of(made)})
             atomic.sync_folder(folder.parent)
             atomic.sync_folder(folder.parent.parent)
         return inputs
@@ -87,8 +94,10 @@ class RoundRefresh:
         if not self.served:
             self.context.engine(self.phase.generation.engine).close()
 
-    def _routes(self, inside: Builder, policy: Checkpoint, part: Part | None = None) -> Routes:
-        builder = Inside(self.context.builder, inside, {policy.key})
+    def _inside(self, builder: Builder, policy: Checkpoint) -> Inside:
+        return Inside(self.context.builder, builder, {policy.key})
+
+    def _routes(self, builder: Inside, policy: Checkpoint, part: Part | None = None) -> Routes:
         context = self.context.building_with(builder, self._kept)
         policies = [policy] * (self.turn + 1)
         first_round, prompts = self.ordinary.first_round, self.ordinary.prompts
