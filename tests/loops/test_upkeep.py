@@ -73,10 +73,10 @@ def test_one_changed_byte_or_a_missing_file_is_found_and_mended_by_the_same_comm
 
 
 def test_what_no_link_shows_is_verified_too(out: Path, sail: Zygote) -> None:
-    """The reward model stands behind the scores, in no round's folder."""
-    (reward,) = [artifact for artifact in committed(store_of(out)).values() if artifact.stage == "reward"]
-    assert reward.id not in linked(out).values()
-    (reward.path / "model" / "config.json").write_text("{}")
+    """The reference's log-probs stand behind the update, in no round's folder."""
+    shown = set(linked(out).values())
+    hidden = next(one for one in committed(store_of(out)).values() if one.stage == "logps" and one.id not in shown)
+    (hidden.path / "logps.parquet").write_bytes(b"")
     assert sail.run("verify", out, cwd=out).returncode == 1
 
 
