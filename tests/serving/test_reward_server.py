@@ -163,7 +163,9 @@ def test_the_padding_behind_the_head_is_left_out() -> None:
 
 
 def test_a_scoring_server_pools_raw_outputs_and_has_no_flags_of_a_sampler() -> None:
-    argv = server_command(LaunchPlan(Path("/m"), "sail-1", "a", 8123, "cpu", 64, None, 0, scores=True), SETTINGS)
+    argv = server_command(
+        LaunchPlan(Path("/m"), "sail-1", "a", "http://127.0.0.1:8123", "cpu", 64, None, 0, scores=True), SETTINGS
+    )
     flags = dict(pairwise(argv))
     assert (flags["--runner"], flags["--convert"]) == ("pooling", "classify")
     assert json.loads(flags["--pooler-config"]) == {"use_activation": False}
