@@ -23,8 +23,6 @@ def test_each_bar_is_reached_missed_or_undecided() -> None:
     assert verdicts == {
         "throughput of the stage beside raw requests, prompts of 30": "inconclusive",
         "load adapter, verified, wall s": "yes",
-        "load adapter, verified, CPU s": "yes",
         "reload from disk, verified, wall s": "no",
-        "reload from disk, verified, CPU s": "yes",
     }
     assert "| reload from disk | 1.50 | 0.50 | 0.40 |" in sync_table(SYNCS)
