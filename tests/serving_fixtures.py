@@ -4,6 +4,7 @@ Plain functions: a conftest.py turns them into session fixtures. Which policy th
 test: `serve(policy_server, policy)` syncs it in, so tests share one server and depend on no order.
 """
 
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,8 +26,9 @@ from sail.serving.served_policy import Score, ServedPolicy
 VOCAB_SIZE, CONTEXT = 320, 512
 EOS_ID = 2
 LORA_RANK = 4
+CORES = sorted(os.sched_getaffinity(0))  # a second server gets the last: two that share cores wait for each other
 SETTINGS = VllmSettings(
-    kv_cache_gib=0.25, max_num_seqs=64, concurrency=16, request_timeout_s=60.0, start_timeout_s=400.0
+    kv_cache_gib=0.25, max_num_seqs=64, concurrency=16, request_timeout_s=60.0, start_timeout_s=400.0, cores=CORES[0]
 )
 
 

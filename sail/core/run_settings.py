@@ -78,6 +78,9 @@ class VllmSettings(Settings):
     max_num_seqs: int = execution(256, "sequences the server runs together", gt=0)
     max_model_len: int | None = execution(None, "default: the model's context", gt=0)
     gpus: tuple[int, ...] = execution((), "CUDA devices of the server; default: all visible")
+    cores: str | None = execution(
+        None, "CPU only: its cores, '0-7', or '0-3|4-7' for two ranks; default: all", pattern=r"^\d+([-,|]\d+)*$"
+    )
     start_timeout_s: float = execution(600.0, "until the server has answered a first completion", gt=0)
     request_timeout_s: float = execution(300.0, "of one request with all its samples", gt=0)
     max_retries: int = execution(4, "of one seeded request", ge=0)
@@ -93,10 +96,17 @@ class VllmSettings(Settings):
     verify_tolerance: float | None = execution(None, "nats; default 1e-3 in float32, 0.5 in bfloat16", gt=0)
     args: dict[str, Any] = meaning({}, "passed through: {tensor-parallel-size: 2}; they may change samples")
 
+    @field_validator("cores", mode="before")
+    @classmethod
+    def _one_core_is_a_number(cls, given: Any) -> Any:
+        return str(given) if type(given) is int else given
+
     @model_validator(mode="after")
     def _where_the_gpus_are(self) -> "VllmSettings":
         if self.mode == "colocate" and self.gpus:
             raise ValueError("mode colocate is on the trainer's GPU: leave out gpus, or use mode server")
+        if self.mode == "colocate" and self.cores is not None:
+            raise ValueError("vLLM binds no cores for an engine of mode colocate: leave out cores, or use mode server")
         if self.weight_transfer is not None and self.mode == "external":
             raise ValueError("weights are handed over to a server of our own alone: leave out weight_transfer")
         if self.weight_transfer is not None and (self.weight_transfer == "nccl") != bool(self.gpus):

@@ -7,6 +7,7 @@ module is run.
 
 import json
 import os
+import re
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -123,9 +124,24 @@ def server_environment(settings: VllmSettings, device: Device, version: str) -> 
     if device == "cpu":
         environment["VLLM_TARGET_DEVICE"] = "cpu"
         environment.pop("VLLM_BATCH_INVARIANT", None)  # the first request would kill a CPU server
+        if settings.cores is not None:
+            environment["VLLM_CPU_OMP_THREADS_BIND"] = _of_this_machine(settings.cores)
     elif settings.gpus:
         environment["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, settings.gpus))
     return environment
+
+
+def _of_this_machine(cores: str) -> str:
+    """The cores, all of which this process may use: vLLM says nothing of others, and runs on whatever it gets."""
+    spans = [list(map(int, span.split("-"))) for span in re.split(r"[,|]", cores)]
+    asked = {core for span in spans for core in range(span[0], span[-1] + 1)}
+    there = os.sched_getaffinity(0)
+    if missing := sorted(asked - there):
+        raise UserError(
+            f"{cores!r} names {missing}, this process may use {sorted(there)}",
+            where="vllm.cores", cure="Name cores of those, or leave it out",
+        )  # fmt: skip
+    return cores
 
 
 def serving_dtype(settings: VllmSettings, device: Device) -> str:

@@ -1,6 +1,7 @@
 """The command line and environment of a server, for both kinds of machine."""
 
 import json
+import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -41,6 +42,18 @@ def test_a_gpu_server_has_no_cpu_flags_and_its_own_devices():
     assert not CPU_ONLY & set(argv) and value(argv, "--dtype") == "bfloat16"
     environment = server_environment(settings, "gpu", "3fa9")
     assert environment["CUDA_VISIBLE_DEVICES"] == "2,3" and "VLLM_TARGET_DEVICE" not in environment
+
+
+def test_a_cpu_server_keeps_to_its_cores_and_one_that_is_not_there_is_refused():
+    core = min(os.sched_getaffinity(0))
+    bound = server_environment(VllmSettings(cores=core), "cpu", "3fa9")
+    assert bound["VLLM_CPU_OMP_THREADS_BIND"] == str(core)
+    assert "VLLM_CPU_OMP_THREADS_BIND" not in server_environment(VllmSettings(), "cpu", "3fa9")
+    with pytest.raises(UserError, match=r"vllm\.cores: .* names \[9999\], this process may use"):
+        server_environment(VllmSettings(cores=f"{core}|9999"), "cpu", "3fa9")
+    for wrong in ({"cores": "0-"}, {"mode": "colocate", "cores": "0"}):
+        with pytest.raises(ValueError, match="cores"):
+            VllmSettings(**wrong)
 
 
 @pytest.mark.parametrize("device", ["cpu", "gpu"])

@@ -11,7 +11,7 @@ from sail.serving.completions import CompletionRequest
 from sail.serving.policy_server import PolicyServer
 from sail.serving.processes import descendants
 from sail.serving.replica import SYNC_LOG
-from tests.serving_fixtures import LORA_RANK, SETTINGS, make_tiny_adapter, serve, served
+from tests.serving_fixtures import CORES, LORA_RANK, SETTINGS, finished_requests, make_tiny_adapter, serve, served
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(1200)]
 REQUESTS = [CompletionRequest((5, 6, 3 + index), 2, 1000 * index, 48, cache_salt="v") for index in range(48)]
@@ -19,7 +19,8 @@ REQUESTS = [CompletionRequest((5, 6, 3 + index), 2, 1000 * index, 48, cache_salt
 
 @pytest.fixture(scope="module")
 def second_server(tiny_policies, tmp_path_factory):
-    with PolicyServer(SETTINGS, tmp_path_factory.mktemp("second"), lora_rank=LORA_RANK) as server:
+    settings = SETTINGS.replace(cores=CORES[-1])
+    with PolicyServer(settings, tmp_path_factory.mktemp("second"), lora_rank=LORA_RANK) as server:
         serve(server, tiny_policies["untied-a"])
         list(server.complete_many(REQUESTS))  # its first batch takes seconds, and others would overtake it
         yield server
@@ -44,7 +45,10 @@ def fleet(alone, policy_server, second_server, tiny_policies, tmp_path):
 
 def test_several_servers_give_the_samples_of_one(fleet, alone):
     assert len(fleet.clients) == 2, "the third is left out"
+    before = [finished_requests(client) for client in fleet.clients]
     assert dict(fleet.complete_many(REQUESTS)) == alone
+    drawn = [finished_requests(client) - start for client, start in zip(fleet.clients, before, strict=True)]
+    assert min(drawn) > 0, f"spread over both, which have cores of their own, not {drawn}"
 
 
 def test_new_weights_reach_every_server_and_are_verified_on_each(fleet, tiny_policies, tmp_path):
