@@ -10,7 +10,8 @@ from sail.core.errors import UserError
 from sail.core.records import DatasetRating, DatasetVerdict, Message, Prompt, Sample, SampleGroup, content_hash
 from sail.core.run_settings import DataSettings
 from sail.core.store import Builder, Recipe, Workspace
-from sail.generation.sources import SourceRow, read_source
+from sail.generation.source_rows import SourceRow
+from sail.generation.sources import read_source
 from sail.policy.chat import prompt_ids, response_ids
 from sail.policy.loading import Checkpoint, context_length, eos_ids, load_tokenizer
 

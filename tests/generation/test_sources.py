@@ -9,7 +9,8 @@ import pytest
 
 from sail.core.errors import UserError
 from sail.core.run_settings import DataSettings
-from sail.generation.sources import SourceRow, read_source, source_leaf
+from sail.generation.source_rows import SourceRow
+from sail.generation.sources import read_source, source_leaf
 
 USER = ({"role": "user", "content": "tea?"},)
 

@@ -31,7 +31,8 @@ from sail.core.records import Message, ResponseRow
 from sail.core.run_settings import DataSettings
 from sail.core.store import Store
 from sail.generation import ENGINES
-from sail.generation.sources import SourceRow, read_source
+from sail.generation.source_rows import SourceRow
+from sail.generation.sources import read_source
 from sail.policy.chat import prompt_ids, response_ids, response_text
 
 ROOT = Path(__file__).parents[2]

@@ -1,16 +1,14 @@
 """Retries are bounded, and only what may pass is tried again: against a small real HTTP server that
 misbehaves."""
 
-import json
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
 from sail.serving.client import CompletionRequest, ServerClient, complete_over
 from sail.serving.errors import ServerError, ServerLostError
+from tests.answering import Reply, answering
 from tests.serving_fixtures import SETTINGS
 
 QUICK = SETTINGS.replace(max_retries=2, concurrency=4, request_timeout_s=2.0)
@@ -21,47 +19,21 @@ GOOD = {
 }  # fmt: skip
 
 
-class Misbehaving(BaseHTTPRequestHandler):
-    """Does what server.script says for each completion in turn ("drop", a status), then answers
-    server.choice."""
-
-    def do_GET(self) -> None:
-        self.answer(200, {"data": [{"id": "toy", "max_model_len": 64}]})
-
-    def do_POST(self) -> None:
-        asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        self.server.asked.append(asked)
-        step = self.server.script.pop(0) if self.server.script else 200
-        if step == "drop":
-            self.close_connection = True
-        elif step == "abort":
-            self.answer(200, {"choices": [self.server.choice | {"finish_reason": "abort"}]})
-        else:
-            self.answer(step, {"choices": [self.server.choice]})
-
-    def answer(self, status: int, content: dict) -> None:
-        body = json.dumps(content).encode()
-        self.send_response(status)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, *_: object) -> None:
-        pass
-
-
 @contextmanager
 def misbehaving(*script: str | int, **choice: object) -> Iterator[tuple[ServerClient, list[dict]]]:
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Misbehaving)
-    server.script, server.choice, server.asked = list(script), GOOD | choice, []
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    try:
-        yield ServerClient(f"http://127.0.0.1:{server.server_port}", model=None, settings=QUICK), server.asked
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
+    """A client of a server that does what the script says ("drop", "abort", a status), then answers the choice."""
+    steps = list(script)
+
+    def complete(asked: dict) -> Reply:
+        step = steps.pop(0) if steps else 200
+        if step == "drop":
+            return None
+        if step == "abort":
+            return 200, {"choices": [GOOD | choice | {"finish_reason": "abort"}]}
+        return step, {"choices": [GOOD | choice]}
+
+    with answering(complete, max_model_len=64) as (url, asked):
+        yield ServerClient(url, model=None, settings=QUICK), asked
 
 
 @pytest.mark.parametrize("script", [("drop",), (500, "drop"), (503, 502), (429,)])

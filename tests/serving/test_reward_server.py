@@ -1,10 +1,8 @@
 """Reward models behind servers: a small real HTTP server that misbehaves, and one real vLLM server in pooling mode."""
 
 import json
-import threading
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -24,6 +22,7 @@ from sail.serving.errors import ServerError, ServerLostError
 from sail.serving.flags import LaunchPlan, server_command
 from sail.serving.reward_server import RewardServer, ServedReward
 from sail.serving.scoring import up_to_the_head
+from tests.answering import Reply, answering
 from tests.labeling.doubles import VOCABULARY, tiny_tokenizer
 from tests.serving_fixtures import SETTINGS
 
@@ -37,49 +36,26 @@ def toy(row: Sequence[int]) -> float:
     return sum(row) / 8
 
 
-class Misbehaving(BaseHTTPRequestHandler):
-    """Does what server.script says for the rows that start with a token ("drop", a status), then scores by `toy`."""
-
-    def do_GET(self) -> None:
-        self.answer(200, {"data": [{"id": "toy", "max_model_len": 4}]})
-
-    def do_POST(self) -> None:
-        asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        self.server.asked.append(asked)
-        steps = self.server.script.get(asked["input"][0], [])
-        step = steps.pop(0) if steps else 200
-        if step == "drop":
-            self.close_connection = True
-            return
-        read = len(asked["input"]) - (step == "cut")
-        outputs = [toy(asked["input"])] * (2 if step == "two" else 1)
-        row = {"index": 0, "label": None, "probs": outputs, "num_classes": len(outputs)}
-        self.answer(step if isinstance(step, int) else 200, {"data": [row], "usage": {"prompt_tokens": read}})
-
-    def answer(self, status: int, content: dict[str, Any]) -> None:
-        body = json.dumps(content).encode()
-        self.send_response(status)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, *_: object) -> None:
-        pass
-
-
 @contextmanager
 def misbehaving(**script: list[str | int]) -> Iterator[tuple[str, list[dict[str, Any]]]]:
-    """The URL of a server and what it is asked; script: {"t4": what it does with rows that start with token 4}."""
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Misbehaving)
-    server.script, server.asked = {int(name[1:]): steps for name, steps in script.items()}, []
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}", server.asked
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
+    """The URL of a server that scores by `toy`, and what it is asked.
+
+    script: {"t4": what it does first with rows that start with token 4: "drop", "cut", "two", or a status}
+    """
+    steps = {int(name[1:]): list(doings) for name, doings in script.items()}
+
+    def score(asked: dict[str, Any]) -> Reply:
+        row = asked["input"]
+        step = steps[row[0]].pop(0) if steps.get(row[0]) else 200
+        if step == "drop":
+            return None
+        outputs = [toy(row)] * (2 if step == "two" else 1)
+        data = {"index": 0, "label": None, "probs": outputs, "num_classes": len(outputs)}
+        usage = {"prompt_tokens": len(row) - (step == "cut")}
+        return step if isinstance(step, int) else 200, {"data": [data], "usage": usage}
+
+    with answering(score, max_model_len=4) as (url, asked):
+        yield url, asked
 
 
 def at(*urls: str) -> RewardServer:
