@@ -18,7 +18,7 @@ from loops.ablation_folder import AblationFolder, Listed
 from loops.checks import check_run
 from loops.context import Engines
 from loops.plan import PlanBuilder
-from loops.run import carry_out, check_engines, is_complete, make_plan, one_process
+from loops.run import alarmed, carry_out, check_engines, is_complete, make_plan, one_process
 from loops.run_folder import RunFolder
 from sail.core.errors import UserError
 from sail.evaluation.comparison_page import ComparisonPage, write_comparison
@@ -73,7 +73,9 @@ def _run_one(run: ArmRun, folder: RunFolder, engines: Engines, console: Console)
         if is_complete(plan, folder):
             console.print("done already")
         else:
-            carry_out(run.config, run.settings, folder, plan, console, engines)
+            records, _ = carry_out(run.config, run.settings, folder, plan, console, engines)
+            if alarmed(records, run.settings):
+                return "stopped by an alarm (evaluation.stop_on_alarm); its report says which"
     except _FAILURES as error:
         engines.close()  # whatever state they are in, the next run gets fresh ones
         reason = f"{type(error).__name__}: {error}".removeprefix("UserError: ")

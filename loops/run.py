@@ -51,7 +51,7 @@ def run(config: Config, settings: RunSettings, folder: RunFolder, console: Conso
     complete = is_complete(plan, folder)
     records, report = carry_out(config, settings, folder, plan, console)
     console.print(tables(rows(records)))
-    stopped = _alarmed(records, settings)
+    stopped = alarmed(records, settings)
     if not stopped:
         console.print("nothing to do, the run is complete" if complete else "done")
     console.print(f"report: {report}", soft_wrap=True)
@@ -84,7 +84,7 @@ def carry_out(
             records.append(record)
             diary.round_ended(_label(record), _row_metrics(record))
             folder.write_records(records, settings, finished=False)
-            if _alarmed(records, settings):
+            if alarmed(records, settings):
                 console.print("[yellow]stopped[/] by an alarm (evaluation.stop_on_alarm); the report says which")
                 break
     finally:
@@ -93,7 +93,7 @@ def carry_out(
     return records, write_report(folder.path, report_data(config.name, settings, records))
 
 
-def _alarmed(records: Sequence[RoundRecord], settings: RunSettings) -> bool:
+def alarmed(records: Sequence[RoundRecord], settings: RunSettings) -> bool:
     """Whether the phase of the last round is to end the run where its proxy parts from what it stands for."""
     last = records[-1].phase
     stops = next(phase.evaluation.stop_on_alarm for phase in settings.phases if phase.name == last)

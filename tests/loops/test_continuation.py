@@ -112,9 +112,9 @@ _EXECUTION = {
     "generation": {"shard_size": 7, "batch_size": 5},
     "vllm": {
         "mode": "external", "server_urls": "[http://127.0.0.1:1]", "port": 5555, "kv_cache_gib": 3, "max_num_seqs": 8,
-        "max_model_len": 64, "gpus": "[0]", "start_timeout_s": 5, "request_timeout_s": 6, "max_retries": 1,
-        "concurrency": 2, "verify_tolerance": 0.1, "host": "0.0.0.0", "max_restarts": 7, "during_update": "stop",
-        "weight_transfer": "ipc",
+        "max_model_len": 64, "gpus": "[0]", "cores": "0", "start_timeout_s": 5,
+        "request_timeout_s": 6, "max_retries": 1, "concurrency": 2, "verify_tolerance": 0.1,
+        "host": "0.0.0.0", "max_restarts": 7, "during_update": "stop", "weight_transfer": "ipc",
     },
     "evaluation": {"stop_on_alarm": "true"},
     "update": {"max_tokens_per_microbatch": 300, "gradient_checkpointing": "true", "compile": "true", "save_steps": 3},

@@ -158,6 +158,11 @@ def test_an_alarm_may_end_the_run_with_an_exit_code_of_its_own(
         rounds = json.loads((tmp_path / "runs" / "alarmed" / "run.json").read_text())["rounds"]
         assert exit_code("run", str(path), "--out", "runs/alarmed") == 4, "the alarm still stands"
         assert json.loads((tmp_path / "runs" / "alarmed" / "run.json").read_text())["rounds"] == rounds
+        capsys.readouterr()
+        (tmp_path / "arms.yaml").write_text(f"{{base: {path}, arms: {{as-it-is: {{}}}}}}")
+        assert exit_code("ablate", str(tmp_path / "arms.yaml"), "--out", "runs/arms") == 1, "an arm that an alarm stops"
+        told = " ".join(capsys.readouterr().out.split())
+        assert "Failed and left out: as-it-is-seed0: stopped by an alarm" in told
     assert "stopped by an alarm" in printed and "done" not in printed.splitlines()
     assert 2 <= len(rounds) < 5
     assert "over-optimisation" in (tmp_path / "runs" / "alarmed" / "report.html").read_text()
