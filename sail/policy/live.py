@@ -9,12 +9,12 @@ an adapter, for a server     a folder of its own for every version; adapters are
 import os
 import shutil
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Self
 
 from transformers import PreTrainedTokenizerBase
 
 from sail.core.errors import UserError
+from sail.core.records import content_hash
 from sail.policy.loading import PolicyModel, Resident, model_folder_in, save_policy
 
 _SHARED_MEMORY = Path("/dev/shm")
@@ -68,17 +68,22 @@ class LivePolicy:
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def _save_to_memory(self, model: PolicyModel, folder: Path) -> None:
+        # named after our folder, so what a kill in the middle leaves goes when this update is resumed
+        written = _SHARED_MEMORY / f"sail-{content_hash(str(self._folder.resolve()), 16)}"
+        shutil.rmtree(written, ignore_errors=True)
         self._check_room(model)
-        with TemporaryDirectory(dir=_SHARED_MEMORY, prefix="sail-") as written:
-            save_policy(model, self._tokenizer, Path(written))
+        try:
+            save_policy(model, self._tokenizer, written)
             model_folder_in(folder).mkdir()
-            for file in model_folder_in(Path(written)).iterdir():
+            for file in model_folder_in(written).iterdir():
                 here = model_folder_in(folder) / file.name
                 if file.suffix == ".safetensors":
                     self._open_files.append(os.open(file, os.O_RDONLY))
                     here.symlink_to(f"/proc/{os.getpid()}/fd/{self._open_files[-1]}")
                 else:
                     shutil.copyfile(file, here)
+        finally:
+            shutil.rmtree(written, ignore_errors=True)
 
     def _check_room(self, model: PolicyModel) -> None:
         needed = sum(weight.numel() * weight.element_size() for weight in model.parameters())

@@ -1,5 +1,6 @@
 """A policy that trains, as a checkpoint: the weights of this moment, for this process and for others, and no file."""
 
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -38,6 +39,33 @@ def test_another_process_reads_whole_weights_that_are_in_no_folder(tmp_path: Pat
         weights = policy.path / "model.safetensors"
         assert weights.stat().st_size > 400_000
     assert not weights.exists()
+
+
+_KILLED = """
+import os, signal, sys
+from pathlib import Path
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from sail.policy.live import LivePolicy
+
+tiny, folder = sys.argv[1], Path(sys.argv[2])
+model, tokenizer = AutoModelForCausalLM.from_pretrained(tiny), AutoTokenizer.from_pretrained(tiny)
+live = LivePolicy(model, tokenizer, folder, served=True)
+sys.addaudithook(lambda event, args: str(args[0]).startswith("/dev/shm/sail-") and str(args[0]).endswith(
+    "tokenizer.json") and os.kill(os.getpid(), signal.SIGKILL) if event == "open" else None)
+live.at("v1")
+"""
+
+
+def test_what_a_kill_leaves_in_shared_memory_goes_with_the_next_version(tmp_path: Path) -> None:
+    tiny = make_tiny_policy(tmp_path / "tiny", seed=0, tied=True)
+    before = set(Path("/dev/shm").glob("sail-*"))
+    killed = subprocess.run([sys.executable, "-c", _KILLED, str(tiny.path), str(tmp_path / "live")], check=False)
+    assert killed.returncode == -signal.SIGKILL
+    (left,) = set(Path("/dev/shm").glob("sail-*")) - before
+    assert sum(file.stat().st_size for file in tree_files(left)) > 400_000
+    with LivePolicy(tiny.model, AutoTokenizer.from_pretrained(tiny.path), tmp_path / "live", served=True) as live:
+        live.at("v1")
+    assert not left.exists()
 
 
 def test_an_engine_that_keeps_a_version_keeps_no_weights(tmp_path: Path) -> None:
