@@ -61,7 +61,7 @@ def test_an_mlp_runs_its_backward_in_blocks_of_rows() -> None:
     inputs = [x.requires_grad_(), x.detach().double().requires_grad_()]
     for module, given in zip((fused, plain), inputs, strict=True):
         module(given).square().sum().backward()
-    torch.testing.assert_close(inputs[0].grad.double(), inputs[1].grad, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(inputs[0].grad.double(), inputs[1].grad, rtol=1e-5, atol=1e-4)
     assert relative_error(gradient(fused), gradient(plain)) < 1e-6
 
 
