@@ -8,6 +8,7 @@ import torch
 from accelerate.utils import extract_model_from_parallel
 
 from sail.policy.fused_head import LogitTransform
+from sail.policy.fused_layers import fuse_layers
 from sail.policy.trees import TREE_ATTENTION
 
 # Plain causal softmax attention through transformers' AttentionInterface, kwargs passed on, positions by position_ids.
@@ -40,7 +41,8 @@ def fused_head_of(model: Any) -> torch.nn.Linear | None:
 
 
 def takes_trees(model: Any) -> bool:
-    """Whether rows with one prompt may share it; sets the model's attention to the one that can."""
+    """Whether rows with one prompt may share it; sets the model's attention to the one that can, and
+    fuses the layers that are known."""
     config = model.config
     if config.model_type not in _PLAIN_ATTENTION or config._attn_implementation not in ("sdpa", TREE_ATTENTION):
         _announce(f"{config.model_type}, {config._attn_implementation}: its attention takes no shared prompts (slower)")
@@ -50,6 +52,7 @@ def takes_trees(model: Any) -> bool:
         return False
     if config._attn_implementation != TREE_ATTENTION:
         model.set_attn_implementation(TREE_ATTENTION)
+        fuse_layers(model)
     return True
 
 

@@ -1,0 +1,187 @@
+"""Norms, gated MLPs and rotary projections as one autograd function each: fewer passes over memory, less kept of them.
+
+transformers builds them from operations that each make a tensor and keep it for the backward; of the update of a small
+model on a CPU that was a sixth. Here the passes are in place and only inputs are kept; a float32 result differs in its
+last digits. What is not plain float32 on a CPU (autocast, a GPU, torch.compile, an adapter's or a sharded linear
+layer) takes the module's own forward, as does every module that is not listed here by the exact name of its class.
+"""
+
+from types import MethodType
+from typing import Any
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor, nn
+
+from sail.policy.trees import tree_attention
+
+_LLAMA_LIKE = ("Llama", "Mistral", "Mixtral", "Qwen2", "Granite")
+_NORMS = {f"{kind}RMSNorm" for kind in (*_LLAMA_LIKE, "Glm4", "Helium", "Olmo2", "Phi3", "Qwen3", "Qwen3Moe")}
+_GATED = {f"{kind}MLP" for kind in ("Llama", "Mistral", "Qwen2", "Granite", "Helium", "Olmo2", "Qwen3", "Qwen3Moe")}
+_ATTENTION = {f"{kind}Attention" for kind in (*_LLAMA_LIKE, "Gemma")}
+BLOCK = 1024  # rows of an MLP's backward at a time: what they need stays in the cache
+
+
+def fuse_layers(model: nn.Module) -> None:
+    """Give the modules that are known here their forward of one function, in place; twice is as good as once."""
+    for module in model.modules():
+        kind = type(module).__name__
+        if not type(module).__module__.startswith("transformers."):
+            continue
+        if kind in _NORMS:
+            module.forward = MethodType(_norm_forward, module)
+        elif kind in _GATED and isinstance(module.act_fn, nn.SiLU):
+            module.forward = MethodType(_mlp_forward, module)
+        elif kind in _ATTENTION:
+            module.forward = MethodType(_attention_forward, module)
+
+
+def _norm_forward(self: Any, hidden_states: Tensor) -> Tensor:
+    if not _plain(hidden_states, self.weight):
+        return type(self).forward(self, hidden_states)  # type: ignore[no-any-return]
+    return _RMSNorm.apply(hidden_states, self.weight, self.variance_epsilon)  # type: ignore[no-any-return]
+
+
+def _mlp_forward(self: Any, x: Tensor) -> Tensor:
+    linears = (self.gate_proj, self.up_proj, self.down_proj)
+    if not (_plain(x, self.gate_proj.weight) and all(_ordinary(linear) and linear.bias is None for linear in linears)):
+        return type(self).forward(self, x)  # type: ignore[no-any-return]
+    result = _GatedMLP.apply(x.flatten(0, -2), *(linear.weight for linear in linears))
+    return result.view(x.shape)  # type: ignore[no-any-return]
+
+
+def _attention_forward(
+    self: Any, hidden_states: Tensor, position_embeddings: Any = None, attention_mask: Any = None, **kwargs: Any
+) -> tuple[Tensor, Tensor | None]:
+    linears = (self.q_proj, self.k_proj, self.v_proj)
+    known = kwargs.get("trees") is not None and position_embeddings[0].shape[-1] == self.head_dim
+    if not (known and _plain(hidden_states, self.q_proj.weight) and all(map(_ordinary, linears))):
+        return type(self).forward(self, hidden_states, position_embeddings, attention_mask, **kwargs)  # type: ignore[no-any-return]
+    weights = [part for linear in linears for part in (linear.weight, linear.bias)]
+    query, key, value = _RotaryProjections.apply(hidden_states, *weights, *position_embeddings)
+    dropout = self.attention_dropout if self.training else 0.0
+    output, _ = tree_attention(
+        self, query, key, value, attention_mask, dropout=dropout, scaling=self.scaling, **kwargs
+    )  # fmt: skip
+    return self.o_proj(output.flatten(2)), None
+
+
+def _plain(x: Tensor, weight: Tensor) -> bool:
+    exact = x.dtype == weight.dtype == torch.float32 and x.device.type == "cpu"
+    return exact and not torch.is_autocast_enabled("cpu") and not torch.compiler.is_compiling()
+
+
+def _ordinary(linear: nn.Module) -> bool:
+    """Not wrapped by an adapter, and nothing is to happen when it is called (ZeRO gathers weights then)."""
+    return type(linear) is nn.Linear and not linear._forward_pre_hooks and not linear._forward_hooks
+
+
+class _RMSNorm(torch.autograd.Function):
+    """y = w x r with r = (mean_i x_i^2 + eps)^(-1/2), along the last dimension of size H.
+
+    dx = r (w g) - x r^3 / H sum_i w_i g_i x_i,   dw = sum over rows of g x r   (Zhang and Sennrich 2019)
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
+        rows = x.reshape(-1, x.shape[-1])
+        scale = torch.linalg.vector_norm(rows, dim=-1, keepdim=True).square_().div_(rows.shape[-1])
+        scale.add_(epsilon).rsqrt_()
+        ctx.save_for_backward(rows, weight, scale)
+        return (rows * scale).mul_(weight).view(x.shape)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        rows, weight, scale = ctx.saved_tensors
+        grad = grads[0].reshape(rows.shape)
+        product = grad * rows
+        grad_weight = (scale.T @ product).view(-1) if ctx.needs_input_grad[1] else None
+        pull = (product @ weight)[:, None].mul_(scale.pow(3)).div_(-rows.shape[-1])
+        grad_rows = torch.mul(grad, weight, out=product).mul_(scale).addcmul_(rows, pull)
+        return grad_rows.view(grads[0].shape), grad_weight, None
+
+
+class _GatedMLP(torch.autograd.Function):
+    """y = (silu(x G^T) * (x U^T)) D^T of rows x [N, H]; x and both inputs of the product are kept, the rest made again.
+
+    With g = x G^T, u = x U^T, a = dL/dy D:   du = a silu(g),   dg = a u silu'(g),   dx = dg G + du U
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, gate_weight: Tensor, up_weight: Tensor, down_weight: Tensor) -> Tensor:
+        gate, up = x @ gate_weight.T, x @ up_weight.T
+        ctx.save_for_backward(x, gate, up, gate_weight, up_weight, down_weight)
+        return F.silu(gate).mul_(up) @ down_weight.T
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        x, gate, up, *weights = ctx.saved_tensors
+        gate_weight, up_weight, down_weight = weights
+        wanted = zip(weights, ctx.needs_input_grad[1:], strict=True)
+        grad_gate_weight, grad_up_weight, grad_down_weight = (
+            torch.zeros_like(weight) if needed else None for weight, needed in wanted
+        )
+        grad_x = torch.empty_like(x)
+        for rows in zip(*(whole.split(BLOCK) for whole in (x, gate, up, grads[0], grad_x)), strict=True):
+            x_, gate_, up_, grad, grad_x_ = rows
+            activated, grad_hidden = F.silu(gate_), grad @ down_weight
+            if grad_down_weight is not None:
+                grad_down_weight.addmm_(grad.T, activated * up_)
+            grad_up = activated.mul_(grad_hidden)
+            grad_gate = torch.ops.aten.silu_backward(grad_hidden.mul_(up_), gate_)
+            torch.mm(grad_gate, gate_weight, out=grad_x_).addmm_(grad_up, up_weight)
+            if grad_gate_weight is not None:
+                grad_gate_weight.addmm_(grad_gate.T, x_)
+            if grad_up_weight is not None:
+                grad_up_weight.addmm_(grad_up.T, x_)
+        return grad_x, grad_gate_weight, grad_up_weight, grad_down_weight
+
+
+class _RotaryProjections(torch.autograd.Function):
+    """Queries, keys and values [B, heads, T, D] of hidden states [B, T, H], queries and keys turned by their position:
+
+    q' = q cos + (-q_2, q_1) sin for the halves (q_1, q_2) of a head   (Su et al. 2021, arXiv 2104.09864)
+
+    Nothing but the hidden states is kept; the gradient is turned back by the transpose.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        q_weight: Tensor,
+        q_bias: Tensor | None,
+        k_weight: Tensor,
+        k_bias: Tensor | None,
+        v_weight: Tensor,
+        v_bias: Tensor | None,
+        cos: Tensor,
+        sin: Tensor,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        width = cos.shape[-1]
+        signed = torch.cat([-sin[..., : width // 2], sin[..., width // 2 :]], dim=-1)
+        ctx.save_for_backward(x, q_weight, k_weight, v_weight, cos, signed)
+        query, key, value = (
+            F.linear(x, weight, bias).unflatten(-1, (-1, width))
+            for weight, bias in ((q_weight, q_bias), (k_weight, k_bias), (v_weight, v_bias))
+        )
+        for heads in (query, key):
+            swapped = heads.roll(width // 2, -1)
+            heads.mul_(cos[..., None, :]).addcmul_(swapped, signed[..., None, :])
+        return query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        x, *weights, cos, signed = ctx.saved_tensors
+        width, back = cos.shape[-1], signed.roll(cos.shape[-1] // 2, -1)[..., None, :]
+        query, key, value = (grad.transpose(1, 2) for grad in grads)
+        query, key = ((heads * cos[..., None, :]).addcmul_(heads.roll(width // 2, -1), back) for heads in (query, key))
+        rows, needed = x.flatten(0, -2), ctx.needs_input_grad
+        parts = [heads.reshape(len(rows), -1) for heads in (query, key, value)]
+        grad_x = parts[0] @ weights[0]
+        for part, weight in zip(parts[1:], weights[1:], strict=True):
+            grad_x.addmm_(part, weight)
+        of_weights = [part.T @ rows if needed[1 + 2 * index] else None for index, part in enumerate(parts)]
+        of_biases = [part.sum(0) if needed[2 + 2 * index] else None for index, part in enumerate(parts)]
+        paired = [grad for both in zip(of_weights, of_biases, strict=True) for grad in both]
+        return grad_x.view(x.shape), *paired, None, None
