@@ -17,6 +17,8 @@ METRICS: dict[str, str] = {
     "objective/log_ratio": "mean log pi - log ref of the same, nats a sequence",
     "objective/kto_z0": "KTO's estimate of KL(policy || reference) from mismatched responses, nats",
     "objective/effective_share": "effective sample size of reward weights over the global batch, as a share",
+    "policy/entropy": "mean entropy of the policy where a trained token stands, nats; every update.entropy_every steps",
+    "policy/top1_accuracy": "share of trained tokens that the policy finds likeliest; on the same steps",
     "value/loss": "mean loss of the value network",
     "value/grad_norm": "its gradient norm before clipping",
     "sail/score_to_plain_ratio": "mean size of the extra terms' coefficients over the plain term's",

@@ -207,6 +207,9 @@ class UpdateSettings(Settings):
     gradient_checkpointing: bool = execution(False, "less activation memory, a third more time")
     compile: bool = execution(False, "torch.compile of the decoder blocks; the first step takes its time")
     save_steps: int = execution(100, "steps between step checkpoints", gt=0)
+    entropy_every: int = execution(
+        10, "steps between measurements of entropy and top-1 accuracy, a pass of the head more; 0: none", ge=0
+    )
 
 
 class ImportanceSettings(Settings):

@@ -14,6 +14,7 @@ _TITLES = {
     "rewards/margins": "Reward margin",
     "rewards/accuracies": "Reward accuracy in training",
     "sail/score_to_plain_ratio": "Score term against plain term",
+    "policy/entropy": "Entropy, nats a token",
     "grad_norm": "Gradient norm",
     "learning_rate": "Learning rate",
 }

@@ -27,7 +27,7 @@ VERSION = 1
 
 
 def logps_and_features(
-    model: torch.nn.Module, rows: Sequence[Row], sae: SparseAutoencoder
+    model: torch.nn.Module, rows: Sequence[Row], sae: SparseAutoencoder, *, statistics: bool = False
 ) -> tuple[ResponseTokens, Tensor]:
     """Token log-probs, and the features of every row, [R, F] float32, 0 for a response without tokens.
 
@@ -37,13 +37,13 @@ def logps_and_features(
     if len(sae.weight) != width:
         problem = f"an autoencoder of states of size {len(sae.weight)}, and the model's have {width}"
         raise UserError(problem, where="components.sae.path", cure="Use one that was trained on this model")
-    scored, states = response_states(model, rows, sae.layer)
+    scored, states = response_states(model, rows, sae.layer, statistics=statistics)
     # each response's [T, F] activations are made again in the backward pass: all of them would be the largest tensor
     return scored, torch.stack([recomputed(_mean_features, sae, each, use_reentrant=False) for each in states])
 
 
 def response_states(
-    model: torch.nn.Module, rows: Sequence[Row], layer: int
+    model: torch.nn.Module, rows: Sequence[Row], layer: int, *, statistics: bool = False
 ) -> tuple[ResponseTokens, tuple[Tensor, ...]]:
     """Token log-probs, and of every row the layer's output where it predicts the row's T tokens, [T, H]."""
     bare = bare_model(model)
@@ -53,7 +53,7 @@ def response_states(
         raise UserError(problem, where="components.sae", cure="Use a decoder model whose head is known, such as gemma2")
     batch = batch_of(model, rows)
     with _output_of(_layer(bare, layer)) as outputs:
-        scored = fused_head_logps(model, head, batch)
+        scored = fused_head_logps(model, head, batch, statistics=statistics)
     return scored, batch.at_scored(outputs[0]).split([len(row.response_ids) for row in rows])
 
 

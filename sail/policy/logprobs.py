@@ -17,6 +17,7 @@ from sail.policy.architectures import bare_model, fused_head_of, logit_transform
 from sail.policy.encoder_decoder import decoder_rows, each_prompt_once, start_id
 from sail.policy.fused_head import fused_logps
 from sail.policy.rows import Row, ScoredBatch, padded_rows, split_by_tokens, tree_microbatches
+from sail.policy.token_statistics import TokenStatistics, token_statistics
 from sail.policy.trees import tree_rows
 
 
@@ -25,6 +26,7 @@ class ResponseTokens(NamedTuple):
 
     logps: Tensor  # [N] float32, log pi(token | everything before it), nats
     row_index: Tensor  # [N] int64, which row a token belongs to
+    statistics: TokenStatistics | None = None  # where they were asked for
 
 
 def sequence_logps(model: torch.nn.Module, rows: Sequence[Row]) -> Tensor:
@@ -32,36 +34,50 @@ def sequence_logps(model: torch.nn.Module, rows: Sequence[Row]) -> Tensor:
 
     Summed in float64: about 160 terms of size 10 summed in float32 lose 1e-5 of the loss.
     """
-    return _row_sums(*token_logps(model, rows), len(rows))
+    tokens = token_logps(model, rows)
+    return _row_sums(tokens.logps, tokens.row_index, len(rows))
 
 
-def token_logps(model: torch.nn.Module, rows: Sequence[Row]) -> ResponseTokens:
-    """log pi of every response token at temperature 1."""
+def token_logps(model: torch.nn.Module, rows: Sequence[Row], *, statistics: bool = False) -> ResponseTokens:
+    """log pi of every response token at temperature 1; statistics: entropy and top-1 too."""
     head = fused_head_of(bare_model(model))
-    return full_logits_logps(model, rows) if head is None else fused_head_logps(model, head, batch_of(model, rows))
+    if head is None:
+        return full_logits_logps(model, rows, statistics=statistics)
+    return fused_head_logps(model, head, batch_of(model, rows), statistics=statistics)
 
 
-def fused_head_logps(model: torch.nn.Module, head: torch.nn.Linear, batch: ScoredBatch) -> ResponseTokens:
+def fused_head_logps(
+    model: torch.nn.Module, head: torch.nn.Linear, batch: ScoredBatch, *, statistics: bool = False
+) -> ResponseTokens:
     """token_logps of a model with a known head, from trees or padded rows."""
     transform = logit_transform(bare_model(model).config)
     scores: list[Tensor] = []
+    beside: list[TokenStatistics] = []
 
     def score(hidden: Tensor) -> Tensor:
-        scores.append(fused_logps(batch.at_scored(hidden), head, batch.target, transform))
+        scored = batch.at_scored(hidden)
+        scores.append(fused_logps(scored, head, batch.target, transform))
+        if statistics:
+            beside.append(token_statistics(scored, head, batch.target, transform))
         return hidden[:0]
 
     empty_logits = _forward(model, head, score, batch)
     (logps,) = scores
     # the sum is an exact 0, and ties the result to the output that wrappers (FSDP) watch
-    return ResponseTokens(logps + empty_logits.sum(), batch.row_index)
+    return ResponseTokens(logps + empty_logits.sum(), batch.row_index, beside[0] if beside else None)
 
 
-def full_logits_logps(model: torch.nn.Module, rows: Sequence[Row]) -> ResponseTokens:
+def full_logits_logps(model: torch.nn.Module, rows: Sequence[Row], *, statistics: bool = False) -> ResponseTokens:
     """token_logps from padded rows and full logits: for every architecture, and the yardstick of the fast path."""
     batch = _padded(model, rows)
     logits = batch.at_scored(_logits(model, batch))
-    logps = torch.log_softmax(logits.float(), dim=-1)
-    return ResponseTokens(logps.gather(-1, batch.target[:, None]).squeeze(-1), batch.row_index)
+    all_logps = torch.log_softmax(logits.float(), dim=-1)
+    logps = all_logps.gather(-1, batch.target[:, None]).squeeze(-1)
+    beside = None
+    if statistics:
+        fixed = all_logps.detach()
+        beside = TokenStatistics(-(fixed.exp() * fixed).sum(-1), (logps.detach() >= fixed.amax(-1)).float())
+    return ResponseTokens(logps, batch.row_index, beside)
 
 
 def response_logits(model: torch.nn.Module, rows: Sequence[Row]) -> tuple[Tensor, Tensor, Tensor]:

@@ -13,14 +13,14 @@ from sail.update.items import Item, Side
 
 
 def policy_outputs(
-    model: torch.nn.Module, items: Sequence[Item], sae: SparseAutoencoder | None
+    model: torch.nn.Module, items: Sequence[Item], sae: SparseAutoencoder | None, *, statistics: bool
 ) -> tuple[ResponseTokens, Tensor | None]:
     """One forward pass over all sides: token log-probs, and [R] distances of features where there is an autoencoder."""
     sides = [side for item in items for side in item.sides]
     rows = [side.row for side in sides]
     if sae is None:
-        return token_logps(model, rows), None
-    scored, features = logps_and_features(model, rows, sae)
+        return token_logps(model, rows, statistics=statistics), None
+    scored, features = logps_and_features(model, rows, sae, statistics=statistics)
     return scored, feature_distances(features, _reference(sides, features), sae.k)
 
 

@@ -86,8 +86,9 @@ def _train(
             set_learning_rate(learner.optimizer, rates[name])
         torch.manual_seed(derive_seed(inputs.seed, "dropout", inputs.round_index, step) + rank)
         baselines = _baseline_values(position.baselines, objectives, settings)
+        entropy = settings.entropy_every > 0 and step % settings.entropy_every == 0
         with naming_the_levers(settings):
-            metrics, values = train_step(accelerator, learners, batch, objectives, baselines, settings)
+            metrics, values = train_step(accelerator, learners, batch, objectives, baselines, settings, entropy=entropy)
         position = _advanced(position, metrics | {"learning_rate": rates["policy"]}, baselines, values)
         workspace.say(f"step {step + 1} of {steps}, loss {metrics['loss']:.4f}")
         if (step + 1) % settings.save_steps == 0 and step + 1 < steps:

@@ -16,6 +16,7 @@ from sail.objectives.baseline import RunningMean
 from sail.objectives.responses import Tokens
 from sail.policy.logprobs import microbatches
 from sail.policy.rows import Row
+from sail.policy.token_statistics import TokenStatistics
 from sail.update.distributed import Share, dealt, gathered, sum_gradients
 from sail.update.features import policy_outputs
 from sail.update.items import Item
@@ -36,6 +37,7 @@ class Batch:
 class StepSums:
     """Sums over the global batch, turned into metrics at its end."""
 
+    of_tokens: bool = False  # entropy and top-1 too
     sums: dict[str, float] = field(default_factory=lambda: defaultdict(float))
     pairs: int = 0
     responses: int = 0  # of routes without pairs
@@ -48,6 +50,11 @@ class StepSums:
             self.responses += sum(len(item.sides) for item in items)
         for name, value in sums.items():
             self.sums[name] += value
+
+    def add_tokens(self, statistics: TokenStatistics) -> None:
+        self.sums["tokens"] += len(statistics.entropy)
+        self.sums["entropy"] += float(statistics.entropy.sum(dtype=torch.float64))
+        self.sums["likeliest"] += float(statistics.is_likeliest.sum())
 
     def add_values(self, name: str, value_sum: float, count: int) -> None:
         known_sum, known_count = self.values.get(name, (0.0, 0))
@@ -89,12 +96,15 @@ def train_step(
     objectives: Mapping[str, RouteObjective],
     baselines: Mapping[str, float],
     settings: UpdateSettings,
+    *,
+    entropy: bool = False,
 ) -> tuple[dict[str, float], dict[str, tuple[float, int]]]:
     """Accumulate the global batch's gradient and step. Returns the metrics, and (sum, count) of values per route.
 
+    entropy: of the policy before the step, and its top-1 accuracy, are metrics too.
     learners: the policy under "policy" and, where a route has a critic, the value network under "value".
     """
-    totals = StepSums()
+    totals = StepSums(of_tokens=entropy)
     for learner in learners.values():
         learner.optimizer.zero_grad(set_to_none=True)
     statistics = batch_statistics(accelerator, learners["policy"].model, batch.items, objectives, settings)
@@ -139,7 +149,7 @@ def _accumulate(
     """One forward and one backward pass of a microbatch, through the policy and the value network of the route."""
     items = [batch.items[name][index] for index in share.indices]
     with accelerator.autocast():
-        scored, distances = policy_outputs(learners["policy"].model, items, objective.sae)
+        scored, distances = policy_outputs(learners["policy"].model, items, objective.sae, statistics=totals.of_tokens)
         if objective.loss.critic is not None:
             values = learners["value"].model([side.row for item in items for side in item.sides])
             facts = replace(facts, values=values.cpu())
@@ -157,6 +167,8 @@ def _accumulate(
     if share.gradient_scale == 0:
         return
     totals.add({**result.sums, "loss": float(loss.detach())}, items, objective.loss.unit)
+    if scored.statistics is not None:
+        totals.add_tokens(scored.statistics)
     if result.values is not None:
         totals.add_values(name, float(result.values.sum()), len(items))
 
@@ -179,6 +191,9 @@ def _metrics(totals: StepSums, grad_norms: Mapping[str, float]) -> dict[str, flo
     metrics = {"loss": sums["loss"], "grad_norm": grad_norms["policy"]}
     if "value" in grad_norms:
         metrics |= {"value/grad_norm": grad_norms["value"], "value/loss": sums["value_error"] / totals.responses}
+    if sums.get("tokens"):
+        metrics["policy/entropy"] = sums["entropy"] / sums["tokens"]
+        metrics["policy/top1_accuracy"] = sums["likeliest"] / sums["tokens"]
     if totals.responses:
         logged = [name for name in sums if name.startswith(("logps/responses", "objective/log_ratio", "policy/"))]
         metrics |= {name: sums[name] / totals.responses for name in logged}

@@ -117,7 +117,8 @@ _EXECUTION = {
         "host": "0.0.0.0", "max_restarts": 7, "during_update": "stop", "weight_transfer": "ipc",
     },
     "evaluation": {"stop_on_alarm": "true"},
-    "update": {"max_tokens_per_microbatch": 300, "gradient_checkpointing": "true", "compile": "true", "save_steps": 3},
+    "update": {"max_tokens_per_microbatch": 300, "gradient_checkpointing": "true", "compile": "true", "save_steps": 3,
+               "entropy_every": 2},
     "": {"cpu_threads": 2, "log_interval_s": 1.5, "launch": "{num_processes: 2}"},
 }  # fmt: skip
 _SECTIONS: dict[str, type[Settings]] = {

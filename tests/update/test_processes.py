@@ -149,7 +149,8 @@ class Desk:
         return Trained(self.jobs[name].workspace)
 
 
-SIGNS = ("rewards/accuracies",)  # of margins that are all rounding where the policy still equals its reference
+# which side won hangs on margins that are all rounding where the policy still equals its reference
+SIGNS = ("rewards/accuracies", "logps/chosen", "logps/rejected")
 
 
 def without_the_end(trained: Trained, to: Path) -> Path:
@@ -163,6 +164,8 @@ def assert_equal(one: Trained, other: Trained) -> None:
     for mine, yours in zip(one.steps, other.steps, strict=True):
         assert mine.keys() == yours.keys()
         assert mine["loss"] == pytest.approx(yours["loss"], rel=1e-5, abs=1e-5)  # rounding: another budget moves it so
+        both_sides = [step.get("logps/chosen", 0.0) + step.get("logps/rejected", 0.0) for step in (mine, yours)]
+        assert both_sides[0] == pytest.approx(both_sides[1], rel=1e-4, abs=1e-4)
         mine, yours = ({name: value for name, value in step.items() if name not in SIGNS} for step in (mine, yours))
         assert mine == pytest.approx(yours, rel=1e-4, abs=1e-4)
     assert one.weights.keys() == other.weights.keys()

@@ -1,6 +1,7 @@
 """The update stage against an independent trainer, a killed process, and its own promises."""
 
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from sail.core.route_settings import LossSettings
 from sail.core.run_settings import ImportanceSettings, LoraSettings
 from sail.core.store import Store
 from sail.policy.loading import load_policy
+from sail.policy.logprobs import token_logps
 from sail.policy.scoring import read_logps, score_logps
 from sail.update.batches import batch_indices, exact_shares
 from sail.update.inputs import UpdateInputs
@@ -89,6 +91,19 @@ def test_the_first_loss_is_log_two(world: World) -> None:
     assert first["loss"] == pytest.approx(0.693147, abs=1e-5)
     assert first["rewards/margins"] == pytest.approx(0.0, abs=1e-5)
     assert first["rewards/accuracies"] <= 1.0
+
+
+def test_entropy_and_top_1_are_measured_on_the_steps_that_are_asked_for(world: World) -> None:
+    route = world.offline(DPO)
+    first, second, third = steps(update(world.store, world.inputs(route, entropy_every=2, steps=3)))
+    assert not {"policy/entropy", "policy/top1_accuracy"} & second.keys() and "policy/entropy" in third
+    items = load_items(route)
+    chosen = batch_indices(0, exact_shares({route.name: "rest"}), {route.name: len(items)}, 6, 0, 0)[route.name]
+    rows = [side.row for index in chosen for side in items[index].sides]
+    scored = token_logps(load_policy(world.policy), rows, statistics=True).statistics
+    assert scored is not None and 0 < first["policy/entropy"] < math.log(200)
+    assert first["policy/entropy"] == pytest.approx(float(scored.entropy.mean()), abs=1e-5)
+    assert first["policy/top1_accuracy"] == pytest.approx(float(scored.is_likeliest.mean()))
 
 
 def test_the_token_budget_changes_no_key_and_no_weight_beyond_rounding(world: World, tmp_path: Path) -> None:
