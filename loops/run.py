@@ -211,4 +211,8 @@ def notes_of(settings: RunSettings) -> list[str]:
     return [
         f"The headline scorer '{name}' also labelled training pairs: its reward says nothing about over-optimisation."
         for name in sorted(headlines & labellers)
+    ] + [
+        f"{phase.name}: the samples of a round are drawn by the policy of the round before it (round.staleness 1)."
+        for phase in settings.phases
+        if phase.round.staleness
     ]
