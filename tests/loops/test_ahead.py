@@ -95,7 +95,7 @@ def test_ppo_does_not_start_from_the_policy_that_drew(testbed: Path) -> None:
     changes: dict[str, Any] = {"preset": "ppo", "routes": {"online": {"labels": "gold"}}}
     ppo = small_config(testbed, **changes) | {"round": {"staleness": 0}}
     check_run(resolve(ppo), ENGINES)
-    with pytest.raises(UserError, match="drew its samples.*staleness: 0"):
+    with pytest.raises(UserError, match=r"drew its samples.*staleness: 0"):
         check_run(resolve(ppo | {"round": {"staleness": 1}}), ENGINES)
 
 

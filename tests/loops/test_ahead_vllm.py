@@ -13,6 +13,7 @@ from sail.core.store import Store
 from sail.serving.policy_server import PolicyServer
 from tests.loops.running import (
     NO_EVALUATION,
+    Done,
     Zygote,
     committed,
     digests,
@@ -54,6 +55,7 @@ def config(
         },
         "hygiene": {"truncated": "keep", "ties": "keep"},
         "evaluation": NO_EVALUATION,
+        "log_interval_s": 1e-3,
     }  # fmt: skip
     yield write_config(folder / "c.yaml", settings)
     policy_server.policy = None  # it was given other weights behind its owner's back
@@ -61,31 +63,39 @@ def config(
 
 
 @pytest.fixture(scope="module")
-def whole(config: Path, sail: Zygote) -> Path:
-    out = config.parent / "whole" / "run"
-    done = sail.run("run", config, "--out", out, cwd=config.parent)
+def uninterrupted(config: Path, sail: Zygote) -> Done:
+    done = sail.run("run", config, "--out", whole(config), cwd=config.parent)
     assert done.returncode == 0, done.err
-    return out
+    return done
+
+
+def whole(config: Path) -> Path:
+    return config.parent / "whole" / "run"
 
 
 def rounds(config: Path, stage: str) -> list[Artifact]:
-    return [one for one in planned(config, [], config.parent / "whole" / "run") if one.stage == stage]
+    return [one for one in planned(config, [], whole(config)) if one.stage == stage]
 
 
-def test_the_next_rounds_samples_are_drawn_while_a_round_trains(whole: Path, config: Path) -> None:
-    lines = [json.loads(line) for line in (whole / "logs/attempt-1/stages.jsonl").read_text().splitlines()]
-    spans = {line["artifact"]: (line["ended"] - line["seconds"], line["ended"]) for line in lines}
-    samples, checkpoints = ([spans[one.id] for one in rounds(config, stage)] for stage in ("samples", "checkpoint"))
-    for (begun, _), (training, trained) in zip(samples[1:], checkpoints, strict=False):
-        assert training < begun < trained
-    synced = [json.loads(line) for line in (whole / "logs/attempt-1/weight-sync.jsonl").read_text().splitlines()]
+def place(told: list[str], artifact: Artifact, text: str) -> int:
+    """The first line about an artifact that has these words."""
+    about = f"{artifact.stage}  {artifact.key[:8]}"
+    return next(index for index, line in enumerate(told) if about in line and text in line)
+
+
+def test_the_next_rounds_samples_are_drawn_while_a_round_trains(uninterrupted: Done, config: Path) -> None:
+    told = uninterrupted.out.splitlines()
+    for drawn, trained in zip(rounds(config, "samples")[1:], rounds(config, "checkpoint"), strict=False):
+        assert place(told, trained, "loss") < place(told, drawn, " tokens"), "a step before the last sample"
+        assert place(told, drawn, "starting") < place(told, trained, " steps"), "the first sample before the last step"
+    synced = (whole(config) / "logs/attempt-1/weight-sync.jsonl").read_text().splitlines()
     assert len(synced) == 2, "the start and the first checkpoint, each once: the last round learns from its samples"
 
 
 def test_interrupted_killed_and_failing_on_the_way_it_ends_byte_identical(
-    whole: Path, config: Path, sail: Zygote, tmp_path: Path
+    uninterrupted: Done, config: Path, sail: Zygote, tmp_path: Path
 ) -> None:
-    """Round 1's samples are begun, gone on with and finished beside round 0's update; round 2's are drawn afterwards."""
+    """Round 1's samples are begun, gone on with and finished beside round 0's update, round 2's drawn afterwards."""
     out, [_, first, second] = tmp_path / "run", rounds(config, "samples")
     checkpoints = [one.id for one in rounds(config, "checkpoint")]
 
@@ -103,6 +113,6 @@ def test_interrupted_killed_and_failing_on_the_way_it_ends_byte_identical(
     assert set(checkpoints) & set(committed(store_of(out))) == set(checkpoints[:2]), "round 1 is kept"
 
     done = sail.run("run", config, "--out", out, cwd=tmp_path)
-    assert done.returncode == 0 and done.announced[1] == {"samples": 1, "logps": 2, "pairs": 1, "checkpoint": 1}
-    assert digests(store_of(out)) == digests(store_of(whole))
-    assert linked(out) == linked(whole)
+    assert done.returncode == 0 and done.announced[1] == {"samples": 1, "logps": 3, "pairs": 1, "checkpoint": 1}
+    assert digests(store_of(out)) == digests(store_of(whole(config)))
+    assert linked(out) == linked(whole(config))

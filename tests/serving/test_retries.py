@@ -3,6 +3,7 @@ misbehaves."""
 
 import json
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -10,7 +11,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from sail.serving.client import CompletionRequest, ServerClient, complete_over
-from sail.serving.errors import ServerError, ServerLostError
+from sail.serving.errors import AbandonedError, ServerError, ServerLostError
 from tests.serving_fixtures import SETTINGS
 
 QUICK = SETTINGS.replace(max_retries=2, concurrency=4, request_timeout_s=2.0)
@@ -22,7 +23,7 @@ GOOD = {
 
 
 class Misbehaving(BaseHTTPRequestHandler):
-    """Does what server.script says for each completion in turn ("drop", a status), then answers
+    """Does what server.script says for each completion in turn ("drop", "hang", a status), then answers
     server.choice."""
 
     def do_GET(self) -> None:
@@ -32,7 +33,9 @@ class Misbehaving(BaseHTTPRequestHandler):
         asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         self.server.asked.append(asked)
         step = self.server.script.pop(0) if self.server.script else 200
-        if step == "drop":
+        if step == "hang":
+            self.server.leaving.wait(30.0)
+        if step in ("drop", "hang"):
             self.close_connection = True
         elif step == "abort":
             self.answer(200, {"choices": [self.server.choice | {"finish_reason": "abort"}]})
@@ -54,11 +57,13 @@ class Misbehaving(BaseHTTPRequestHandler):
 def misbehaving(*script: str | int, **choice: object) -> Iterator[tuple[ServerClient, list[dict]]]:
     server = ThreadingHTTPServer(("127.0.0.1", 0), Misbehaving)
     server.script, server.choice, server.asked = list(script), GOOD | choice, []
+    server.leaving = threading.Event()
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
     try:
         yield ServerClient(f"http://127.0.0.1:{server.server_port}", model=None, settings=QUICK), server.asked
     finally:
+        server.leaving.set()
         server.shutdown()
         thread.join()
         server.server_close()
@@ -142,3 +147,16 @@ def test_a_reader_that_stops_early_stops_the_requests():
         next(answers)
         answers.close()
         assert len(asked) < 900
+
+
+def test_another_thread_ends_requests_that_nobody_answers():
+    stop = threading.Event()
+    with misbehaving(*["hang"] * 20) as (client, asked):
+        answers = complete_over([client], [REQUEST] * 20, QUICK, stop)
+        timer = threading.Timer(0.3, stop.set)
+        timer.start()
+        started = time.monotonic()
+        with pytest.raises(AbandonedError, match="0 of 20"):
+            list(answers)
+        assert time.monotonic() - started < QUICK.request_timeout_s, "not by the timeout"
+    assert len(asked) == QUICK.concurrency
