@@ -110,7 +110,8 @@ def test_interrupted_killed_and_failing_on_the_way_it_ends_byte_identical(
     assert "reusing 4 samples of 2 prompts" in failed.out
     assert failed.returncode == 2 and f"another process is building {second.id}" in failed.error
     assert "the run ends when this one is trained" in failed.err
-    assert set(checkpoints) & set(committed(store_of(out))) == set(checkpoints[:2]), "round 1 is kept"
+    assert set(checkpoints) & set(committed(store_of(out))) == set(checkpoints[:2]), "round 1's update is kept"
+    assert "round 0" in failed.out and "round 1" not in failed.out, "told then, not when round 2 wants them"
 
     done = sail.run("run", config, "--out", out, cwd=tmp_path)
     assert done.returncode == 0 and done.announced[1] == {"samples": 1, "logps": 3, "pairs": 1, "checkpoint": 1}
