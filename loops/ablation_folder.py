@@ -13,7 +13,7 @@ from loops.budgets import is_bought
 from loops.inspection import read_records
 from loops.iterate import START, RoundRecord
 from loops.run import notes_of
-from loops.run_folder import ABLATION, PLAN, RECORD, STAGES, RunFolder, swept_targets
+from loops.run_folder import ABLATION, PLAN, RECORD, STAGES, RunFolder, step_means, swept_targets
 from sail.core import atomic
 from sail.core.artifacts import Artifact
 from sail.core.errors import UserError
@@ -157,7 +157,7 @@ def _settings(run: Path) -> RunSettings:
 
 
 class _Results(NamedTuple):
-    rounds: list[dict[str, float]]  # evaluations of the last phase
+    rounds: list[dict[str, float]]  # evaluations of the last phase, with the means of the steps before them
     targets: dict[str, dict[str, float]]  # the last of them at each target of conditional alignment
     spent: dict[str, float]  # by the whole run
 
@@ -168,7 +168,7 @@ def _results(run: Path) -> _Results:
     evaluated = [record for record in records if record.phase == last and "evaluation" in record.artifacts]
     swept = swept_targets(evaluated[-1]) if evaluated else {}
     return _Results(
-        rounds=[record.artifacts["evaluation"].result() for record in evaluated],
+        rounds=[step_means(record) | record.artifacts["evaluation"].result() for record in evaluated],
         targets={target: artifact.result() for target, artifact in swept.items()},
         spent=_spent(records, settings),
     )

@@ -4,6 +4,7 @@ from collections.abc import Iterable
 
 from loops.label_checks import check_labelers, check_route_labels, may_lack_labels
 from loops.refresh_checks import check_refresh
+from loops.stale_checks import check_staleness
 from sail.core.errors import UserError
 from sail.core.records import LabelMode
 from sail.core.route_settings import GREEDY, SAMPLED, LossSettings, RouteSettings
@@ -33,6 +34,7 @@ def check_run(settings: RunSettings, engines: Iterable[str]) -> list[str]:
         _check_penalty(phase)
         _check_linear_alignment(phase)
         check_refresh(phase, settings)
+        warnings += check_staleness(phase, settings)
         check_optimizer(phase.update.optimizer)
         if phase.routes:
             exact_shares({name: route.share for name, route in phase.routes.items()})
@@ -238,13 +240,18 @@ def _facts(phase: PhaseSettings, route: RouteSettings, loss: LossSettings, setti
         min_tokens=generation.min_tokens,
         linear_alignment=generation.linear_alignment is not None,
         stale=phase.steps_per_generation != 1,  # more than one optimizer step on the same samples
-        own_samples=phase.num_rounds < 2 or (phase.round.init_from == "previous" and phase.round.data == "new"),
+        own_samples=_own_samples(phase),
         importance_mode=phase.importance_sampling.mode,
         importance_apply_to=phase.importance_sampling.apply_to,
         policy_is_reference=phase.round.reference in same_as_start,
         filters=_filters(phase, route),
         labels_may_lack=POLICY in route.sources and may_lack_labels(route, settings),
     )
+
+
+def _own_samples(phase: PhaseSettings) -> bool:
+    turn = phase.round
+    return phase.num_rounds < 2 or (turn.init_from, turn.data, turn.staleness) == ("previous", "new", 0)
 
 
 def _filters(phase: PhaseSettings, route: RouteSettings) -> bool:

@@ -13,6 +13,7 @@ exists is handed back, what is missing is made.
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
+from loops.ahead import drawing_ahead
 from loops.checks import engine_of, loss_params, sources_of
 from loops.context import Context
 from loops.gathering import gather
@@ -108,7 +109,7 @@ class PhaseLoop:
         self.trained_on = [source.rows for route in routes for source in route.sources]
         before = self.policies[turn]
         checkpoint = update(
-            self.builder,
+            drawing_ahead(self.routes, turn),
             UpdateInputs(
                 start=before if phase.round.init_from == "previous" else self.policies[0],
                 routes=tuple(routes),

@@ -26,7 +26,7 @@ class Responses:
     route: str
     artifact: Artifact
     first: Callable[[], Artifact]  # the route's responses of the phase's first round: ensembles take their units there
-    policy: Checkpoint  # the one that drew them, or starts the round: who judges at url: policy
+    policy: Checkpoint  # that starts their round, or is evaluated: who judges at url: policy
     compared: Compared
     seed: int  # of the route's labels
     missing_eos_penalty: float = 0.0  # off the scores of samples that did not end by themselves

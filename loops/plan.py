@@ -66,4 +66,5 @@ def _lineage(phase: PhaseSettings, before: str) -> str:
         if phase.num_rounds < 2
         else f", each from {'the one before' if phase.round.init_from == 'previous' else before}"
     )
-    return f"{phase.name}: {turns} from {before}{each}; reference {reference}; {routes}."
+    older = "; samples by the policy of the round before" if phase.round.staleness else ""
+    return f"{phase.name}: {turns} from {before}{each}; reference {reference}; {routes}{older}."

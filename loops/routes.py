@@ -9,6 +9,8 @@ from loops.labelling import Responses, auditors, compared_by, evidence_by, secon
 from sail.core.artifacts import Artifact
 from sail.core.route_settings import GREEDY, SAMPLED, LossSettings, RouteSettings
 from sail.core.run_settings import PhaseSettings
+from sail.core.store import Builder
+from sail.generation.engine import Engine
 from sail.generation.meet import meet_responses
 from sail.generation.prompts import Part
 from sail.generation.stage import generate, greedy
@@ -29,10 +31,16 @@ from sail.update.launch import run_in_processes
 from sail.update.rollouts import RolloutInputs, estimate_rollouts
 
 NO_ROUND = -1  # of rows no policy drew
+Draw = Callable[[Builder, Engine], Artifact]
 
 
 class Routes:
-    """The routes of one phase; policies and prompts are asked for by the turn of the phase."""
+    """The routes of one phase; policies and prompts are asked for by the turn of the phase.
+
+    With round.staleness an earlier policy draws the samples of a turn (`drawn_by`), so the behaviour log-probs are that
+    policy's. All else is the turn's own: whoever labels as the policy (frozen labels, a judge at url: policy) is the
+    one the turn starts from, and `reference` means the turn's reference, of samples and log-probs alike.
+    """
 
     def __init__(
         self,
@@ -52,6 +60,16 @@ class Routes:
     def inputs(self, turn: int, made: dict[str, Artifact]) -> list[RouteInput]:
         """What the update of a turn learns from; `made` takes down what was made on the way."""
         return [self.route(name, route, turn, made) for name, route in self.phase.routes.items() if route.share != 0]
+
+    def drawn_by(self, turn: int) -> Checkpoint:
+        """The policy whose samples a turn learns from."""
+        return self.policies[max(0, turn - self.phase.round.staleness)]
+
+    def draws(self, turn: int) -> list[Draw]:
+        """What a turn learns from that `drawn_by` draws, hence before the turn begins."""
+        routes = [route for route in self.phase.routes.values() if route.share != 0]
+        sources = [(route, source) for route in routes for source in route.sources if source in (POLICY, GREEDY)]
+        return [self._draw(source, route, turn) for route, source in sources]
 
     def logps(self, responses: Artifact, checkpoint: Checkpoint, table: str = "groups") -> Artifact:
         update, launch = self.phase.update, self.context.launch
@@ -85,13 +103,16 @@ class Routes:
     def _origin(self, source: str, route: RouteSettings, turn: int) -> Artifact:
         if source not in SAMPLED:
             return self.context.data(source)
+        return self._draw(source, route, turn)(self.builder, self.context.engine(self.phase.generation.engine))
+
+    def _draw(self, source: str, route: RouteSettings, turn: int) -> Draw:
         context, phase = self.context, self.phase
         assert phase.prompts is not None, "checked before the run"
-        return generate(
-            self.builder, context.engine(phase.generation.engine),
+        return partial(
+            generate,
             prompts=self.prompts(turn), table="train",
             settings=greedy(phase.generation) if source == GREEDY else phase.generation,
-            policy=self.reference(turn) if source == "reference" else self.policies[turn], origin=source,
+            policy=self.reference(turn) if source == "reference" else self.drawn_by(turn), origin=source,
             engine_settings=context.engine_settings(phase.generation.engine), num_samples=route.generations(source),
             per_round=phase.prompts.per_round, round_index=self.first_round + turn,
             seed=context.seed("samples", phase=phase), chat_template=context.template, part=self.part,
@@ -116,7 +137,7 @@ class Routes:
             rows=rows,
             reference_logps=None if reference is None else self.logps(responses, reference),
             reference_features=self._features(responses, turn) if "features" in loss.needs else None,
-            behavior_logps=self.logps(responses, self.policies[drawn_in]) if needs_behavior else None,
+            behavior_logps=self.logps(responses, self.drawn_by(drawn_in)) if needs_behavior else None,
             rollouts=self._rollouts(route, responses, rows, drawn_in, turn) if loss.rollouts else None,
             mismatched_logps=self.logps(rows, self.reference(turn), "mismatched") if mismatch else None,
         )

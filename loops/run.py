@@ -16,7 +16,16 @@ from loops.context import Context, Engines
 from loops.diary import Diary
 from loops.iterate import START, RoundRecord, run_phases
 from loops.plan import PlanBuilder
-from loops.run_folder import RECORD, STAGES, RunFolder, label_counts, settings_yaml, step_metrics, swept_targets
+from loops.run_folder import (
+    RECORD,
+    STAGES,
+    RunFolder,
+    label_counts,
+    settings_yaml,
+    step_means,
+    step_metrics,
+    swept_targets,
+)
 from sail.core.errors import UserError
 from sail.core.run_settings import RewardModelLabeler, RunSettings
 from sail.core.store import StageEvent, Store
@@ -153,11 +162,8 @@ def _row(record: RoundRecord) -> RoundRow:
 
 
 def _row_metrics(record: RoundRecord) -> dict[str, float]:
-    steps = step_metrics(record)
-    ratios = [step["sail/score_to_plain_ratio"] for step in steps if "sail/score_to_plain_ratio" in step]
-    mean_ratio = {"sail/score_to_plain_ratio": sum(ratios) / len(ratios)} if ratios else {}
     evaluation = record.artifacts["evaluation"].result() if "evaluation" in record.artifacts else {}
-    return {**label_counts(record), **mean_ratio, **evaluation}
+    return {**label_counts(record), **step_means(record), **evaluation}
 
 
 def report_data(title: str, settings: RunSettings, records: Sequence[RoundRecord]) -> ReportData:
@@ -211,4 +217,8 @@ def notes_of(settings: RunSettings) -> list[str]:
     return [
         f"The headline scorer '{name}' also labelled training pairs: its reward says nothing about over-optimisation."
         for name in sorted(headlines & labellers)
+    ] + [
+        f"{phase.name}: the samples of a round are drawn by the policy of the round before it (round.staleness 1)."
+        for phase in settings.phases
+        if phase.round.staleness
     ]

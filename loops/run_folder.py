@@ -25,6 +25,7 @@ STORE = ".store"
 PLAN, RECORD, ABLATION, STAGES = "plan.json", "run.json", "ablation.json", "stages.jsonl"
 _LABEL_ARTIFACTS = ("pairs/", "verdicts/", "audit/", "reward/")
 _LABEL_METRICS = ("labels/", "quality/", "judge/", "reward/")
+_STEP_MEANS = ("sail/score_to_plain_ratio", "sail/importance_ess")
 _LABEL_MEANS = ("labels/score_mean", "labels/score_std", "labels/thumbs_up_share")
 
 
@@ -151,6 +152,13 @@ def step_metrics(record: RoundRecord) -> list[dict[str, float]]:
     if checkpoint is None:
         return []
     return [json.loads(line) for line in (checkpoint.path / "metrics.jsonl").read_text().splitlines()]
+
+
+def step_means(record: RoundRecord) -> dict[str, float]:
+    """What of a round's steps stands beside its evaluation."""
+    steps = step_metrics(record)
+    found = {name: [step[name] for step in steps if name in step] for name in _STEP_MEANS}
+    return {name: sum(values) / len(values) for name, values in found.items() if values}
 
 
 def label_counts(record: RoundRecord) -> dict[str, float]:

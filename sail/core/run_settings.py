@@ -170,6 +170,9 @@ class RoundSettings(Settings):
     reference: str = meaning("base", "'base' (the phase's start), 'previous', or the name of an earlier phase")
     data: Literal["all", "new"] = meaning("new", "policy samples of all rounds so far, or this round's")
     optimizer: Literal["carry", "restart"] = meaning("restart", "state and schedule across rounds")
+    staleness: Literal[0, 1] = meaning(
+        0, "1: a round learns from samples of the policy one round before, drawn while that round trains"
+    )
 
 
 class LoraSettings(Settings):

@@ -38,6 +38,7 @@ HEADLINES: tuple[Headline, ...] = (
     Headline("completions/mean_length", "Length\ntokens", "{:,.1f}".format),
     Headline("rewards/accuracies_online", "Accuracy\non-policy", share),
     Headline("rewards/accuracies_offline", "Accuracy\ndataset", share),
+    Headline("sail/importance_ess", "Effective\nsamples", share),
 )
 
 

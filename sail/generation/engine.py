@@ -1,6 +1,7 @@
 """What an engine is: something that draws samples from a policy."""
 
 from collections.abc import Iterator, Sequence
+from threading import Event
 from typing import NamedTuple, Protocol, runtime_checkable
 
 from sail.core.records import Prompt, StopKind
@@ -39,6 +40,13 @@ class Engine(Protocol):
 @runtime_checkable
 class ServerEngine(Engine, Protocol):
     """An engine in processes of its own: it draws on while we write, and can make room while the policy trains."""
+
+    @property
+    def awake(self) -> bool:
+        """Whether it can draw while the policy trains: it does not `rest`."""
+
+    def until(self, stop: Event) -> "ServerEngine":
+        """The same for another thread, once it uses a policy: what it draws ends with AbandonedError at `stop`."""
 
     def stream(self, requests: Sequence[SampleRequest], settings: GenerationSettings) -> Iterator[list[Drawn]]:
         """What `sample` returns, each as soon as it and all before it are there."""

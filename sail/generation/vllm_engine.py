@@ -2,7 +2,9 @@
 
 import shutil
 from collections.abc import Iterator, Sequence
+from copy import copy
 from pathlib import Path
+from threading import Event
 
 import torch
 from transformers import AutoTokenizer
@@ -24,9 +26,11 @@ from sail.policy.loading import (
 from sail.policy.logprobs import token_logps
 from sail.policy.rows import Row
 from sail.serving.completions import Completion, CompletionRequest
+from sail.serving.flags import rests_by
 from sail.serving.model_files import base_model_dir
 from sail.serving.policy_server import PolicyServer
 from sail.serving.served_policy import ServedPolicy
+from sail.serving.versions import installed_vllm
 
 
 class VllmEngine:
@@ -37,6 +41,18 @@ class VllmEngine:
         self._server: PolicyServer | None = None
         self._versions: dict[Path, str] = {}  # of the whole models seen
         self._policy: Checkpoint | None = None
+        self._stop: Event | None = None
+
+    @property
+    def awake(self) -> bool:
+        """Whether it can draw while the policy trains."""
+        return self._settings.mode == "external" or rests_by(self._settings, installed_vllm().device) == "keep"
+
+    def until(self, stop: Event) -> "VllmEngine":
+        """The same server for another thread, that lets go of it at `stop`; the policy stays the one in use."""
+        other = copy(self)
+        other._stop = stop
+        return other
 
     def use(self, policy: Checkpoint) -> None:
         """Serve these weights: start the server, or hand it the new weights, and compare log-probs with ours."""
@@ -57,7 +73,7 @@ class VllmEngine:
         bodies = [_completion_request(request, settings, self._policy.key) for request in requests]
         waiting: dict[int, list[Drawn]] = {}
         following = 0
-        for position, completions in self._server.complete_many(bodies):
+        for position, completions in self._server.complete_many(bodies, self._stop):
             waiting[position] = [_drawn(completion) for completion in completions]
             while following in waiting:
                 yield waiting.pop(following)

@@ -108,7 +108,8 @@ def _estimates_are_the_policys_own(facts: RouteFacts) -> Iterator[Finding]:
         yield refused(f"{facts.loss} learns from samples of the policy alone", "Set responses: policy")
     if not facts.own_samples:
         yield refused(
-            f"{facts.loss} starts from the policy that drew its samples", "Set round: {init_from: previous, data: new}"
+            f"{facts.loss} starts from the policy that drew its samples",
+            "Set round: {init_from: previous, data: new, staleness: 0}",
         )
     if facts.importance_mode != "none":
         yield refused(f"{facts.loss} weighs every token itself", "Set importance_sampling: {mode: none}")

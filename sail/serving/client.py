@@ -3,6 +3,7 @@
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property, partial
+from threading import Event
 from typing import Any
 
 from sail.core.errors import UserError
@@ -150,13 +151,16 @@ class ServerClient:
 
 
 def complete_over(
-    clients: Sequence[ServerClient], requests: Sequence[CompletionRequest], settings: VllmSettings
+    clients: Sequence[ServerClient],
+    requests: Sequence[CompletionRequest],
+    settings: VllmSettings,
+    stop: Event | None = None,
 ) -> Iterator[Numbered]:
     """(position, samples) of every request as it finishes, vllm.concurrency of them in flight on each server.
 
     What may pass is tried again (sail.serving.dispatch); ServerLostError when nobody is left to ask, and the rest is
-    cancelled, as it is when the reader stops early. A request over a server's length is a UserError before anything
-    is sent. All servers must hold the same weights.
+    cancelled, as it is when the reader stops early, or when another thread sets `stop` (AbandonedError). A request over
+    a server's length is a UserError before anything is sent. All servers must hold the same weights.
     """
     if not requests:
         return iter(())
@@ -165,4 +169,4 @@ def complete_over(
             client.refuse_too_long(len(request.prompt_ids), request.max_tokens)
     lanes = [client.lane() for client in clients]
     ahead = 2 * settings.concurrency * len(lanes)
-    return stream(lambda emit: Dispatcher(lanes, requests, settings, emit).run(), ahead=ahead)
+    return stream(lambda emit: Dispatcher(lanes, requests, settings, emit, stop).run(), ahead=ahead)

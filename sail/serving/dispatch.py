@@ -16,13 +16,14 @@ from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from functools import partial
+from threading import Event
 from typing import Any, Generic, TypeVar
 
 import httpx
 
 from sail.core.errors import UserError
 from sail.core.run_settings import VllmSettings
-from sail.serving.errors import OtherModelError, ServerError, ServerLostError, TransientError
+from sail.serving.errors import AbandonedError, OtherModelError, ServerError, ServerLostError, TransientError
 from sail.serving.exchange import Exchange, Json
 from sail.serving.streaming import Emit
 
@@ -140,6 +141,7 @@ class Dispatcher(Generic[_Request, _Answer]):
     requests: Sequence[_Request]
     settings: VllmSettings
     emit: Emit[tuple[int, _Answer]]
+    stop: Event | None = None  # set by another thread: nobody waits for the answers any more
     _todo: list[int] = field(default_factory=list)
     _flights: dict[asyncio.Task[_Answer], _Flight] = field(default_factory=dict)
     _attempts: Counter[int] = field(default_factory=Counter)
@@ -158,6 +160,8 @@ class Dispatcher(Generic[_Request, _Answer]):
                 lane.http = await stack.enter_async_context(lane.exchange.open())
             try:
                 while len(self._finished) < len(self.requests):
+                    if self.stop is not None and self.stop.is_set():
+                        raise AbandonedError(f"{len(self._finished)} of {len(self.requests)} requests were answered")
                     self._launch()
                     await self._settle_next()
             finally:

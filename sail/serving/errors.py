@@ -7,6 +7,10 @@ class ServerError(RuntimeError):
     position: int | None = None  # of the request, where it was one of many
 
 
+class AbandonedError(RuntimeError):
+    """Whoever waited for the answers has left; no server is to blame."""
+
+
 class RequestRefusedError(ServerError):
     """The server answered with an error that a second try would not change."""
 

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from threading import Event
 from types import TracebackType
 from typing import Self
 
@@ -75,11 +76,11 @@ class PolicyServer:
             self._start(policy)
         self.policy = policy
 
-    def complete_many(self, requests: Sequence[CompletionRequest]) -> Iterator[Numbered]:
+    def complete_many(self, requests: Sequence[CompletionRequest], stop: Event | None = None) -> Iterator[Numbered]:
         """(position, samples) of every request as it finishes, spread over the servers.
 
         When our own server is lost it is started again, at most vllm.max_restarts times, with the same policy, and
-        only what is unfinished is asked again.
+        only what is unfinished is asked again. stop: set by another thread, it ends with an AbandonedError.
         """
         assert self.policy is not None, "serve(policy) comes first"
         left = dict(enumerate(requests))
@@ -87,7 +88,7 @@ class PolicyServer:
         while left:
             positions = list(left)
             try:
-                for index, completions in complete_over(self.clients, [*left.values()], self._settings):
+                for index, completions in complete_over(self.clients, [*left.values()], self._settings, stop):
                     del left[positions[index]]
                     yield positions[index], completions
             except ServerLostError as error:

@@ -30,17 +30,22 @@ def matmul_rate(device: str, dtype: str, repeats: int = 5) -> float:
 def least_flops(case: Case, pairs: list[Pair], *, reference: bool) -> float:
     """FLOPs of a step that runs a prompt once, scores response tokens alone and computes nothing twice.
 
-    Forward: 2 per weight of the layers and token, 4 H per layer and attended position, 2 H V per scored token.
-    Three times that for the policy (forward and backward), once for the reference.
+    Forward: 2 per weight of the layers and token, 4 H per layer and attended position, 2 H V per scored token. In the
+    last layer a token that predicts none of a response needs its keys and values alone. Three times that for the policy
+    (forward and backward), once for the reference.
     """
     model = make_model(case, 0)
     body = sum(weight.numel() for weight in model.model.layers.parameters() if weight.ndim > 1)
+    attention = model.model.layers[-1].self_attn
+    last = body / case.layers - attention.k_proj.weight.numel() - attention.v_proj.weight.numel()
     forward = 0.0
     for pair in pairs:
         branches = [len(pair.chosen) - 1, len(pair.rejected) - 1]  # the last token predicts nothing
         prompt = len(pair.prompt)
+        unasked = prompt - 1  # tokens that predict no response token
         attended = prompt * (prompt + 1) / 2 + sum(n * prompt + n * (n + 1) / 2 for n in branches)
         scored = len(pair.chosen) + len(pair.rejected)
-        forward += 2 * body * (prompt + sum(branches)) + 4 * case.hidden * case.layers * attended
+        forward += 2 * body * (prompt + sum(branches)) - 2 * last * unasked
+        forward += 4 * case.hidden * (case.layers * attended - unasked * (unasked + 1) / 2)
         forward += 2 * case.hidden * case.vocab * scored
     return forward * (3 + reference)

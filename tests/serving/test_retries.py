@@ -1,13 +1,15 @@
 """Retries are bounded, and only what may pass is tried again: against a small real HTTP server that
 misbehaves."""
 
+import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
 
 from sail.serving.client import CompletionRequest, ServerClient, complete_over
-from sail.serving.errors import ServerError, ServerLostError
+from sail.serving.errors import AbandonedError, ServerError, ServerLostError
 from tests.answering import Reply, answering
 from tests.serving_fixtures import SETTINGS
 
@@ -21,19 +23,25 @@ GOOD = {
 
 @contextmanager
 def misbehaving(*script: str | int, **choice: object) -> Iterator[tuple[ServerClient, list[dict]]]:
-    """A client of a server that does what the script says ("drop", "abort", a status), then answers the choice."""
-    steps = list(script)
+    """A client of a server that does what the script says ("drop", "hang", "abort", a status), then answers the
+    choice."""
+    steps, leaving = list(script), threading.Event()
 
     def complete(asked: dict) -> Reply:
         step = steps.pop(0) if steps else 200
-        if step == "drop":
+        if step == "hang":
+            leaving.wait(30.0)
+        if step in ("drop", "hang"):
             return None
         if step == "abort":
             return 200, {"choices": [GOOD | choice | {"finish_reason": "abort"}]}
         return step, {"choices": [GOOD | choice]}
 
     with answering(complete, max_model_len=64) as (url, asked):
-        yield ServerClient(url, model=None, settings=QUICK), asked
+        try:
+            yield ServerClient(url, model=None, settings=QUICK), asked
+        finally:
+            leaving.set()
 
 
 @pytest.mark.parametrize("script", [("drop",), (500, "drop"), (503, 502), (429,)])
@@ -114,3 +122,16 @@ def test_a_reader_that_stops_early_stops_the_requests():
         next(answers)
         answers.close()
         assert len(asked) < 900
+
+
+def test_another_thread_ends_requests_that_nobody_answers():
+    stop = threading.Event()
+    with misbehaving(*["hang"] * 20) as (client, asked):
+        answers = complete_over([client], [REQUEST] * 20, QUICK, stop)
+        timer = threading.Timer(0.3, stop.set)
+        timer.start()
+        started = time.monotonic()
+        with pytest.raises(AbandonedError, match="0 of 20"):
+            list(answers)
+        assert time.monotonic() - started < QUICK.request_timeout_s, "not by the timeout"
+    assert len(asked) == QUICK.concurrency
