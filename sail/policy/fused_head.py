@@ -3,10 +3,11 @@
     z_n = softcap(scale * (W h_n + b)),   log pi_n = z_n[y_n] - logsumexp_v z_n[v]
 
 The forward keeps one number per token (the log-sum-exp, built online as in flash attention: Milakov and Gimelshein
-2018, arXiv 1805.02867); the backward makes each tile again: 8 N H V operations, 6 for the tiles that fit into 100 MB
-and are kept (float32 on any device). Vocabulary outermost, so that W is read and dW written once per pass. Memory:
-N x tile and those 100 MB at most instead of 3 x N x V numbers (compare Cut Cross-Entropy, arXiv 2411.09009). A frozen head (LoRA) takes 4 N H V: the direction d log pi_n / d h_n needs no coefficient, so it is made
-on the way, as attention with Q = h and K = V = W, and the backward scales it.
+2018, arXiv 1805.02867); the backward makes each tile again: 8 N H V operations, 6 for those tiles, float32, that fit
+into 100 MB and are kept. Vocabulary outermost, so that W is read and dW written once per pass. Memory: N x tile, and
+those 100 MB at most, instead of 3 x N x V numbers (compare Cut Cross-Entropy, arXiv 2411.09009). A frozen head (LoRA)
+takes 4 N H V: the direction d log pi_n / d h_n needs no coefficient, so it is made on the way, as attention with Q = h
+and K = V = W, and the backward scales it.
 
 Tiles come from torch's operations, or from Triton kernels for half precision on CUDA.
 """
