@@ -3,10 +3,11 @@
     z_n = softcap(scale * (W h_n + b)),   log pi_n = z_n[y_n] - logsumexp_v z_n[v]
 
 The forward keeps one number per token (the log-sum-exp, built online as in flash attention: Milakov and Gimelshein
-2018, arXiv 1805.02867); the backward makes each tile again: 8 N H V operations. Vocabulary outermost, so that W is
-read and dW written once per pass. Memory: N x tile instead of 3 x N x V numbers (compare Cut Cross-Entropy, arXiv
-2411.09009). A frozen head (LoRA) takes 4 N H V: the direction d log pi_n / d h_n needs no coefficient, so it is made
-on the way, as attention with Q = h and K = V = W, and the backward scales it.
+2018, arXiv 1805.02867); the backward makes each tile again: 8 N H V operations, 6 for those tiles, float32, that fit
+into 100 MB and are kept. Vocabulary outermost, so that W is read and dW written once per pass. Memory: N x tile, and
+those 100 MB at most, instead of 3 x N x V numbers (compare Cut Cross-Entropy, arXiv 2411.09009). A frozen head (LoRA)
+takes 4 N H V: the direction d log pi_n / d h_n needs no coefficient, so it is made on the way, as attention with Q = h
+and K = V = W, and the backward scales it.
 
 Tiles come from torch's operations, or from Triton kernels for half precision on CUDA.
 """
@@ -35,7 +36,8 @@ def fused_logps(
     tiles = tiles or _tiles_for(hidden)
     trained = [weight for weight in (head.weight, head.bias) if weight is not None and weight.requires_grad]
     function = _FusedHead if trained or not hidden.requires_grad else _FrozenHead
-    result: Tensor = function.apply(hidden, head.weight, head.bias, targets, transform, tiles)
+    keep = torch.is_grad_enabled()
+    result: Tensor = function.apply(hidden, head.weight, head.bias, targets, transform, tiles, keep)
     return result
 
 
@@ -49,25 +51,26 @@ class _FusedHead(torch.autograd.Function):
         targets: Tensor,
         transform: LogitTransform,
         tiles: type[HeadTiles],
+        keep: bool,
     ) -> Tensor:
         head = _head(hidden, weight, bias, targets, transform)
-        by_tile = tiles(head)
+        by_tile = tiles(head, keep=keep)
         picked = hidden.new_zeros(len(hidden), dtype=head.wide)
         lse = torch.full_like(picked, -torch.inf)
         for start in range(0, len(weight), tiles.size):
             tile_picked, tile_lse = by_tile.scores(start)
             picked += tile_picked
             lse = torch.logaddexp(lse, tile_lse)
-        ctx.save_for_backward(hidden, weight, bias, targets, lse)
+        ctx.save_for_backward(hidden, weight, bias, targets, lse, *by_tile.kept)
         ctx.transform, ctx.tiles, ctx.compute = transform, tiles, head.hidden.dtype
         return picked - lse
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         """d log pi_n / dz_n = onehot(y_n) - softmax(z_n), then through the transform into h, W and b."""
-        hidden, weight, bias, targets, lse = ctx.saved_tensors
+        hidden, weight, bias, targets, lse, *kept = ctx.saved_tensors
         head = Head(hidden.to(ctx.compute), weight, bias, targets, ctx.transform, lse.dtype)
-        by_tile, size, scale = ctx.tiles(head), ctx.tiles.size, grads[0].to(lse.dtype)
+        by_tile, size, scale = ctx.tiles(head, kept), ctx.tiles.size, grads[0].to(lse.dtype)
         needs_weight, needs_bias = ctx.needs_input_grad[1], bias is not None and ctx.needs_input_grad[2]
         grad_hidden = torch.zeros_like(head.hidden, dtype=lse.dtype)
         grad_weight = torch.empty_like(weight) if needs_weight else None
@@ -79,7 +82,7 @@ class _FusedHead(torch.autograd.Function):
             head.add_product(grad_raw, head.weight_tile(start, size), to=grad_hidden)
             if grad_weight is not None:
                 grad_weight[start : start + size] = head.product(grad_raw.T, head.hidden)
-        return grad_hidden.to(hidden.dtype), grad_weight, grad_bias, None, None, None
+        return grad_hidden.to(hidden.dtype), grad_weight, grad_bias, None, None, None, None
 
 
 class _FrozenHead(torch.autograd.Function):
@@ -94,6 +97,7 @@ class _FrozenHead(torch.autograd.Function):
         targets: Tensor,
         transform: LogitTransform,
         tiles: type[HeadTiles],
+        _keep: bool,
     ) -> Tensor:
         head = _head(hidden, weight, bias, targets, transform)
         by_tile = tiles(head)
@@ -117,7 +121,7 @@ class _FrozenHead(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         (direction,) = ctx.saved_tensors
-        return (grads[0][:, None] * direction).to(direction.dtype), None, None, None, None, None
+        return (grads[0][:, None] * direction).to(direction.dtype), None, None, None, None, None, None
 
 
 def _head(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, transform: LogitTransform) -> Head:

@@ -1,4 +1,5 @@
-"""Norms, gated MLPs and rotary projections as one autograd function each: fewer passes over memory, less kept of them.
+"""Norms, gated MLPs and rotary projections as one autograd function each: fewer passes over memory, less kept of them;
+and a last layer that runs only what predicts a token.
 
 transformers builds them from operations that each make a tensor and keep it for the backward; of the update of a small
 model on a CPU that was a sixth. Here the passes are in place and only inputs are kept; a float32 result differs in its
@@ -13,12 +14,14 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
+from sail.policy.tree_attention import TreeLayout
 from sail.policy.trees import tree_attention
 
 _LLAMA_LIKE = ("Llama", "Mistral", "Mixtral", "Qwen2", "Granite")
 _NORMS = {f"{kind}RMSNorm" for kind in (*_LLAMA_LIKE, "Glm4", "Helium", "Olmo2", "Phi3", "Qwen3", "Qwen3Moe")}
 _GATED = {f"{kind}MLP" for kind in ("Llama", "Mistral", "Qwen2", "Granite", "Helium", "Olmo2", "Qwen3", "Qwen3Moe")}
 _ATTENTION = {f"{kind}Attention" for kind in (*_LLAMA_LIKE, "Gemma")}
+_DECODER = {f"{kind}DecoderLayer" for kind in ("Llama", "Mistral", "Qwen2", "Gemma")}
 BLOCK = 1024  # rows of an MLP's backward at a time: what they need stays in the cache
 
 
@@ -34,6 +37,8 @@ def fuse_layers(model: nn.Module) -> None:
             module.forward = MethodType(_mlp_forward, module)
         elif kind in _ATTENTION:
             module.forward = MethodType(_attention_forward, module)
+        elif kind in _DECODER and module.self_attn.layer_idx == module.self_attn.config.num_hidden_layers - 1:
+            module.forward = MethodType(_last_layer_forward, module)
 
 
 def _norm_forward(self: Any, hidden_states: Tensor) -> Tensor:
@@ -53,17 +58,47 @@ def _mlp_forward(self: Any, x: Tensor) -> Tensor:
 def _attention_forward(
     self: Any, hidden_states: Tensor, position_embeddings: Any = None, attention_mask: Any = None, **kwargs: Any
 ) -> tuple[Tensor, Tensor | None]:
-    linears = (self.q_proj, self.k_proj, self.v_proj)
-    known = kwargs.get("trees") is not None and position_embeddings[0].shape[-1] == self.head_dim
-    if not (known and _plain(hidden_states, self.q_proj.weight) and all(map(_ordinary, linears))):
-        return type(self).forward(self, hidden_states, position_embeddings, attention_mask, **kwargs)  # type: ignore[no-any-return]
-    weights = [part for linear in linears for part in (linear.weight, linear.bias)]
-    query, key, value = _RotaryProjections.apply(hidden_states, *weights, *position_embeddings)
+    if kwargs.get("trees") is None or not _takes_rotation(self, hidden_states, position_embeddings):
+        own: tuple[Tensor, Tensor | None]
+        own = type(self).forward(self, hidden_states, position_embeddings, attention_mask, **kwargs)
+        return own
+    return _attention(self, hidden_states, hidden_states, position_embeddings, position_embeddings, **kwargs), None
+
+
+def _takes_rotation(attention: Any, x: Tensor, turns: tuple[Tensor, Tensor]) -> bool:
+    linears = (attention.q_proj, attention.k_proj, attention.v_proj)
+    whole = turns[0].shape[-1] == attention.head_dim
+    return whole and _plain(x, attention.q_proj.weight) and all(map(_ordinary, linears))
+
+
+def _attention(
+    self: Any, x: Tensor, asking: Tensor, turns: tuple[Tensor, Tensor], of_asking: tuple[Tensor, Tensor], **kwargs: Any
+) -> Tensor:
+    """Of the rows `asking` [B, Q, H] to all rows x [B, T, H]; turns: cosines and sines of their positions."""
+    query = _RotatedLinear.apply(asking, self.q_proj.weight, self.q_proj.bias, *of_asking)
+    key = _RotatedLinear.apply(x, self.k_proj.weight, self.k_proj.bias, *turns)
+    value = self.v_proj(x).unflatten(-1, (-1, self.head_dim))
+    states = [heads.transpose(1, 2) for heads in (query, key, value)]
     dropout = self.attention_dropout if self.training else 0.0
-    output, _ = tree_attention(
-        self, query, key, value, attention_mask, dropout=dropout, scaling=self.scaling, **kwargs
-    )  # fmt: skip
-    return self.o_proj(output.flatten(2)), None
+    output, _ = tree_attention(self, *states, None, dropout=dropout, scaling=self.scaling, **kwargs)
+    return self.o_proj(output.flatten(2))  # type: ignore[no-any-return]
+
+
+def _last_layer_forward(self: Any, hidden_states: Tensor, **kwargs: Any) -> Tensor:
+    """Of a decoder's last layer: of prompts it makes keys and values alone, the rest where a token is predicted.
+
+    The other positions leave as they came.
+    """
+    trees, turns, attention = kwargs.get("trees"), kwargs.get("position_embeddings"), self.self_attn
+    if not isinstance(trees, TreeLayout) or not _takes_rotation(attention, hidden_states, turns):
+        return type(self).forward(self, hidden_states, **kwargs)  # type: ignore[no-any-return]
+    normed = self.input_layernorm(hidden_states)
+    asking, residual, cos, sin = (
+        states.index_select(1, trees.predicting) for states in (normed, hidden_states, *turns)
+    )
+    residual = residual + _attention(attention, normed, asking, turns, (cos, sin), trees=trees)
+    residual = residual + self.mlp(self.post_attention_layernorm(residual))
+    return hidden_states.index_copy(1, trees.predicting, residual)
 
 
 def _plain(x: Tensor, weight: Tensor) -> bool:
@@ -137,51 +172,29 @@ class _GatedMLP(torch.autograd.Function):
         return grad_x, grad_gate_weight, grad_up_weight, grad_down_weight
 
 
-class _RotaryProjections(torch.autograd.Function):
-    """Queries, keys and values [B, heads, T, D] of hidden states [B, T, H], queries and keys turned by their position:
+class _RotatedLinear(torch.autograd.Function):
+    """q = x W^T + b of hidden states x [B, T, H], in heads [B, T, heads, D] that are turned by their position:
 
     q' = q cos + (-q_2, q_1) sin for the halves (q_1, q_2) of a head   (Su et al. 2021, arXiv 2104.09864)
 
-    Nothing but the hidden states is kept; the gradient is turned back by the transpose.
+    Nothing but x is kept; the gradient is turned back by the transpose.
     """
 
     @staticmethod
-    def forward(
-        ctx: Any,
-        x: Tensor,
-        q_weight: Tensor,
-        q_bias: Tensor | None,
-        k_weight: Tensor,
-        k_bias: Tensor | None,
-        v_weight: Tensor,
-        v_bias: Tensor | None,
-        cos: Tensor,
-        sin: Tensor,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        width = cos.shape[-1]
-        signed = torch.cat([-sin[..., : width // 2], sin[..., width // 2 :]], dim=-1)
-        ctx.save_for_backward(x, q_weight, k_weight, v_weight, cos, signed)
-        query, key, value = (
-            F.linear(x, weight, bias).unflatten(-1, (-1, width))
-            for weight, bias in ((q_weight, q_bias), (k_weight, k_bias), (v_weight, v_bias))
-        )
-        for heads in (query, key):
-            swapped = heads.roll(width // 2, -1)
-            heads.mul_(cos[..., None, :]).addcmul_(swapped, signed[..., None, :])
-        return query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, cos: Tensor, sin: Tensor) -> Tensor:
+        half = cos.shape[-1] // 2
+        cos, signed = cos[..., None, :], torch.cat([-sin[..., :half], sin[..., half:]], dim=-1)[..., None, :]
+        ctx.save_for_backward(x, weight, cos, signed)
+        heads = F.linear(x, weight, bias).unflatten(-1, (-1, 2 * half))
+        swapped = heads.roll(half, -1)
+        return heads.mul_(cos).addcmul_(swapped, signed)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        x, *weights, cos, signed = ctx.saved_tensors
-        width, back = cos.shape[-1], signed.roll(cos.shape[-1] // 2, -1)[..., None, :]
-        query, key, value = (grad.transpose(1, 2) for grad in grads)
-        query, key = ((heads * cos[..., None, :]).addcmul_(heads.roll(width // 2, -1), back) for heads in (query, key))
-        rows, needed = x.flatten(0, -2), ctx.needs_input_grad
-        parts = [heads.reshape(len(rows), -1) for heads in (query, key, value)]
-        grad_x = parts[0] @ weights[0]
-        for part, weight in zip(parts[1:], weights[1:], strict=True):
-            grad_x.addmm_(part, weight)
-        of_weights = [part.T @ rows if needed[1 + 2 * index] else None for index, part in enumerate(parts)]
-        of_biases = [part.sum(0) if needed[2 + 2 * index] else None for index, part in enumerate(parts)]
-        paired = [grad for both in zip(of_weights, of_biases, strict=True) for grad in both]
-        return grad_x.view(x.shape), *paired, None, None
+        x, weight, cos, signed = ctx.saved_tensors
+        half = cos.shape[-1] // 2
+        turned = (grads[0] * cos).addcmul_(grads[0].roll(half, -1), signed.roll(half, -1))
+        rows = turned.reshape(-1, len(weight))
+        grad_weight = rows.T @ x.reshape(len(rows), -1) if ctx.needs_input_grad[1] else None
+        grad_bias = rows.sum(0) if ctx.needs_input_grad[2] else None
+        return (rows @ weight).view(x.shape), grad_weight, grad_bias, None, None

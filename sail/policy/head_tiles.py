@@ -1,11 +1,13 @@
 """One tile of the head's logits after another, in torch: what the fused head asks for, on any device and dtype."""
 
+from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 TILE = 1024
+KEPT_BYTES = 100_000_000
 
 
 class LogitTransform(NamedTuple):
@@ -68,8 +70,10 @@ class HeadTiles(Protocol):
     """The head over the tile of the vocabulary that begins at `start`. What it gives lasts until the next tile."""
 
     size: int
+    kept: Sequence[Tensor]  # for the backward, which makes its gradients of it: at most KEPT_BYTES
 
-    def __init__(self, head: Head) -> None: ...
+    def __init__(self, head: Head, kept: Sequence[Tensor] = (), *, keep: bool = False) -> None:
+        """keep: there will be a backward; kept: in it, what the forward kept."""
 
     def scores(self, start: int) -> tuple[Tensor, Tensor]:
         """[N] z of the targets that lie in the tile (0 for others), [N] logsumexp of the tile."""
@@ -83,23 +87,36 @@ class HeadTiles(Protocol):
 
 class TorchTiles:
     """Tiles by torch's own operations, one buffer for all of them: fresh memory for each would cost as much as a
-    third of the matmuls."""
+    third of the matmuls. The first tiles are kept for the backward, as many as fit into KEPT_BYTES."""
 
     size = TILE
 
-    def __init__(self, head: Head) -> None:
+    def __init__(self, head: Head, kept: Sequence[Tensor] = (), *, keep: bool = False) -> None:
         self.head = head
+        self.kept: list[Tensor] = list(kept)  # exp(z - top) [N, tile] and top [N] of one tile after another
+        self._room = KEPT_BYTES if keep and head.transform == AS_IS and head.hidden.dtype == head.wide else 0
         self._buffer: Tensor | None = None
 
     def scores(self, start: int) -> tuple[Tensor, Tensor]:
         logits = self._logits(start)
         picked, top = self._picked(logits, start), logits.amax(dim=-1)
-        return picked, logits.sub_(top[:, None]).exp_().sum(-1).log_().add_(top)
+        total = logits.sub_(top[:, None]).exp_().sum(-1)
+        self._room -= logits.nbytes
+        if self._room >= 0:
+            self.kept += [logits, top]
+            self._buffer = None
+        return picked, total.log_().add_(top)
 
     def gradient(self, start: int, lse: Tensor, scale: Tensor) -> Tensor:
+        rows, columns = self._targets_in(start)
+        index = start // self.size * 2
+        if index < len(self.kept):
+            weights, top = self.kept[index : index + 2]
+            grad = torch.mul(weights, ((top - lse).exp_() * -scale)[:, None], out=self._tile_of(weights.shape[1]))
+            grad[rows, columns] += scale[rows]
+            return grad
         logits = self._logits(start)
         grad = self._to_change(logits).sub_(lse[:, None]).exp_().mul_(-scale[:, None])
-        rows, columns = self._targets_in(start)
         grad[rows, columns] += scale[rows]
         return self.head.transform.backward(grad, logits).to(self.head.hidden.dtype)
 
@@ -125,12 +142,17 @@ class TorchTiles:
 
     def _raw(self, weight: Tensor) -> Tensor:
         """hidden W^T [N, tile], in the buffer where no other precision is asked for."""
-        head, tokens = self.head, len(self.head.hidden)
+        head = self.head
         if head.hidden.dtype != head.wide:
             return (head.hidden @ weight.T).to(head.wide)
+        return torch.mm(head.hidden, weight.T, out=self._tile_of(len(weight)))
+
+    def _tile_of(self, width: int) -> Tensor:
+        """[N, width] of the buffer."""
+        tokens = len(self.head.hidden)
         if self._buffer is None:
-            self._buffer = head.hidden.new_empty(tokens * min(self.size, len(head.weight)))
-        return torch.mm(head.hidden, weight.T, out=self._buffer[: tokens * len(weight)].view(tokens, len(weight)))
+            self._buffer = self.head.hidden.new_empty(tokens * min(self.size, len(self.head.weight)))
+        return self._buffer[: tokens * width].view(tokens, width)
 
     def _picked(self, logits: Tensor, start: int) -> Tensor:
         rows, columns = self._targets_in(start)

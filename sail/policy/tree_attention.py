@@ -38,6 +38,11 @@ class Tree(NamedTuple):
         return (self.prompt + sum(self.branches[:1]), *self.branches[1:])
 
     @property
+    def predicting(self) -> tuple[int, ...]:
+        """Of each piece, how many tokens predict one of a response: all but those of the prompt before its last."""
+        return (1 + sum(self.branches[:1]), *self.branches[1:])
+
+    @property
     def num_tokens(self) -> int:
         return self.prompt + sum(self.branches)
 
@@ -61,6 +66,15 @@ class TreeLayout:
     @property
     def num_tokens(self) -> int:
         return sum(tree.num_tokens for tree in self.trees)
+
+    @cached_property
+    def predicting(self) -> Tensor:
+        """Positions of the row that predict a token of a response, ascending."""
+        seen, start = list[int](), 0
+        for tree in self.trees:
+            seen += range(start + tree.prompt - 1, start + tree.num_tokens)
+            start += tree.num_tokens
+        return self._tensor(seen, torch.int64)
 
     @cached_property
     def varlen(self) -> Varlen:
@@ -163,19 +177,33 @@ def pieces_attention(
     module: torch.nn.Module, query: Tensor, key: Tensor, value: Tensor, layout: TreeLayout, **kwargs: Any
 ) -> Tensor:
     """Prompt and first branch are causal among themselves; another branch sees the prompt's keys and, causally, its
-    own. Cut by split and joined by cat: the backward of a slice would make full-size zeros."""
+    own. The queries are those of all tokens or of layout.predicting alone. Cut by split and joined by cat: the backward
+    of a slice would make full-size zeros."""
     lengths = [length for tree in layout.trees for length in tree.pieces]
-    queries, keys, values = (iter(states.split(lengths, dim=2)) for states in (query, key, value))
+    asking = lengths
+    if query.shape[2] < key.shape[2]:
+        asking = [length for tree in layout.trees for length in tree.predicting]
+    queries, keys, values = query.split(asking, dim=2), key.split(lengths, dim=2), value.split(lengths, dim=2)
+    pieces = iter(zip(queries, keys, values, strict=True))
     outputs = []
     for tree in layout.trees:
-        q, trunk_k, trunk_v = next(queries), next(keys), next(values)
-        outputs.append(sdpa_attention_forward(module, q, trunk_k, trunk_v, None, **kwargs)[0])
-        prompt_k, prompt_v = trunk_k[:, :, : tree.prompt], trunk_v[:, :, : tree.prompt]
-        for branch in tree.branches[1:]:
-            k, v = torch.cat([prompt_k, next(keys)], dim=2), torch.cat([prompt_v, next(values)], dim=2)
-            sees = torch.ones(branch, tree.prompt + branch, dtype=torch.bool, device=k.device).tril(tree.prompt)
-            outputs.append(sdpa_attention_forward(module, next(queries), k, v, sees, **kwargs)[0])
+        q, k, v = next(pieces)
+        outputs.append(_causal(module, q, k, v, **kwargs))
+        prompt_k, prompt_v = k[:, :, : tree.prompt], v[:, :, : tree.prompt]
+        for _ in tree.branches[1:]:
+            q, k, v = next(pieces)
+            k, v = torch.cat([prompt_k, k], dim=2), torch.cat([prompt_v, v], dim=2)
+            outputs.append(_causal(module, q, k, v, **kwargs))
     return torch.cat(outputs, dim=1)
+
+
+def _causal(module: torch.nn.Module, query: Tensor, key: Tensor, value: Tensor, **kwargs: Any) -> Tensor:
+    """Fewer queries than keys are the last of them."""
+    asking, length = query.shape[2], key.shape[2]
+    sees = None
+    if asking < length:
+        sees = torch.ones(asking, length, dtype=torch.bool, device=key.device).tril(length - asking)
+    return sdpa_attention_forward(module, query, key, value, sees, **kwargs)[0]
 
 
 def varlen_attention(query: Tensor, key: Tensor, value: Tensor, layout: TreeLayout, scaling: float | None) -> Tensor:

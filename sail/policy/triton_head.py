@@ -9,6 +9,7 @@ joined by torch, in a fixed order, so repeats are bit-equal. No kernel is specia
 differs in every microbatch. Importing this module needs Triton; with TRITON_INTERPRET=1 it runs on the CPU.
 """
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -157,7 +158,9 @@ class TritonTiles:
 
     size = 8192
 
-    def __init__(self, head: Head) -> None:
+    kept: Sequence[Tensor] = ()  # making a tile again costs little here
+
+    def __init__(self, head: Head, kept: Sequence[Tensor] = (), *, keep: bool = False) -> None:
         self.head = head._replace(hidden=head.hidden.contiguous(), targets=head.targets.contiguous())
         self.blocks = _blocks(head)
 

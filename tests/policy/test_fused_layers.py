@@ -6,10 +6,12 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from torch.utils.flop_counter import FlopCounterMode
 
 from sail.policy.fused_layers import BLOCK, fuse_layers
 from sail.policy.logprobs import sequence_logps
 from sail.policy.rows import Row
+from sail.policy.trees import tree_rows
 from tests.policy.oracle import gradient, relative_error, tiny_model, weights
 from tests.policy.row_patterns import PATTERNS
 
@@ -25,8 +27,8 @@ def _plain(kind: str) -> Any:
     return model
 
 
-def _kept(model: torch.nn.Module) -> tuple[torch.Tensor, int]:
-    """Log-probs, and how many numbers are kept for their backward."""
+def _kept(model: Any) -> int:
+    """How many numbers the body of the model keeps for its backward."""
     kept: dict[int, int] = {}
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
@@ -34,9 +36,10 @@ def _kept(model: torch.nn.Module) -> tuple[torch.Tensor, int]:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        logps = sequence_logps(model, ROWS)
+        output = model.model(**tree_rows(ROWS, torch.device("cpu")).inputs, use_cache=False)
+    assert output.last_hidden_state.requires_grad
     of_weights = {weight.untyped_storage().data_ptr() for weight in model.parameters()}
-    return logps, sum(size for storage, size in kept.items() if storage not in of_weights)
+    return sum(size for storage, size in kept.items() if storage not in of_weights)
 
 
 @pytest.mark.parametrize("kind", ["llama", "mistral", "qwen2", "granite"])
@@ -44,13 +47,26 @@ def test_fused_layers_give_the_same_and_keep_less(kind: str) -> None:
     plain = _plain(kind)
     fused = copy.deepcopy(plain)
     fuse_layers(fused)
-    results = [_kept(model) for model in (plain, fused)]
-    for model, (logps, _) in zip((plain, fused), results, strict=True):
+    logps = [sequence_logps(model, ROWS) for model in (plain, fused)]
+    torch.testing.assert_close(logps[1], logps[0], rtol=1e-6, atol=1e-6)
+    for model, values in zip((plain, fused), logps, strict=True):
         model.zero_grad()
-        (weights(len(ROWS)) @ logps).backward()
-    torch.testing.assert_close(results[1][0], results[0][0], rtol=1e-6, atol=1e-6)
+        (weights(len(ROWS)) @ values).backward()
     assert relative_error(gradient(fused), gradient(plain)) < 1e-5
-    assert results[1][1] < 0.9 * results[0][1]
+    assert _kept(fused) < 0.9 * _kept(plain)
+
+
+def test_the_last_layer_runs_where_a_token_is_predicted() -> None:
+    plain = _plain("llama")
+    fused = copy.deepcopy(plain)
+    fuse_layers(fused)
+    rows = [Row(range(5, 105), range(3, 14)), Row(range(5, 105), [7])]  # 100 of 110 tokens are the prompt's
+    counts = []
+    for model in (plain, fused):
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            model.model(**tree_rows(rows, torch.device("cpu")).inputs, use_cache=False)
+        counts.append(counter.get_total_flops())
+    assert counts[1] < 0.7 * counts[0]
 
 
 def test_an_mlp_runs_its_backward_in_blocks_of_rows() -> None:
