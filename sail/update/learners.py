@@ -18,6 +18,7 @@ from sail.update.inputs import UpdateInputs
 from sail.update.items import Item
 from sail.update.optimizer import learning_rate, make_optimizer
 from sail.update.trainer_state import Position, Trained, load_last_step, load_optimizers, save_optimizers
+from sail.update.zero import AnyOptimizer
 
 _TRAINER = "trainer"
 
@@ -27,7 +28,7 @@ class Learner:
     """A network with its optimizer."""
 
     model: torch.nn.Module
-    optimizer: torch.optim.Optimizer
+    optimizer: AnyOptimizer
     max_grad_norm: float  # 0: no clipping
 
 

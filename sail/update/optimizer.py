@@ -7,6 +7,7 @@ import torch
 from sail.core.run_settings import UpdateSettings
 from sail.policy.devices import compute_device
 from sail.update.eight_bit import EIGHT_BIT, eight_bit_optimizer
+from sail.update.zero import AnyOptimizer
 
 
 def make_optimizer(model: torch.nn.Module, settings: UpdateSettings) -> torch.optim.Optimizer:
@@ -44,6 +45,6 @@ def learning_rate(step: int, horizon: int, settings: UpdateSettings) -> float:
     return settings.learning_rate
 
 
-def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+def set_learning_rate(optimizer: AnyOptimizer, rate: float) -> None:
     for group in optimizer.param_groups:
         group["lr"] = rate

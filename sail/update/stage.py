@@ -104,8 +104,10 @@ def _learners(accelerator: Accelerator, inputs: UpdateInputs) -> dict[str, Learn
 
 
 def _prepared(accelerator: Accelerator, learner: Learner) -> Learner:
+    limit, optimizer = learner.max_grad_norm, learner.optimizer
+    assert isinstance(optimizer, torch.optim.Optimizer)
     with room_for_a_model(accelerator.device):
-        return Learner(*prepared(accelerator, learner.model, learner.optimizer), learner.max_grad_norm)
+        return Learner(*prepared(accelerator, learner.model, optimizer, limit), limit)
 
 
 def _position(restored: Position | None, objectives: Mapping[str, RouteObjective]) -> Position:

@@ -23,6 +23,7 @@ from sail.update.items import Item
 from sail.update.learners import Learner
 from sail.update.objective import RouteObjective, StepFacts, route_losses
 from sail.update.statistics import batch_statistics
+from sail.update.zero import ZeroOptimizer
 
 
 @dataclass(frozen=True)
@@ -174,6 +175,8 @@ def _accumulate(
 
 
 def _clip(accelerator: Accelerator, learner: Learner) -> float:
+    if isinstance(learner.optimizer, ZeroOptimizer):
+        return learner.optimizer.clip_and_step()
     limit = learner.max_grad_norm if learner.max_grad_norm > 0 else math.inf
     norm = accelerator.clip_grad_norm_(learner.model.parameters(), limit)
     return float(norm) if norm is not None else 0.0

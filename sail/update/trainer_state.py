@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from sail.core import atomic
 from sail.objectives.baseline import RunningMean
 from sail.update.distributed import laid_like, whole
+from sail.update.zero import AnyOptimizer, ZeroOptimizer, whole_weight
 
 _WEIGHTS, _OPTIMIZER, _POSITION = "weights.safetensors", "optimizer.pt", "position.json"
 
@@ -40,7 +41,7 @@ class Position:
         return cls(record["step"], record["schedule_step"], baselines, tuple(record["metrics"]))
 
 
-Trained = Mapping[str, tuple[torch.nn.Module, torch.optim.Optimizer]]
+Trained = Mapping[str, tuple[torch.nn.Module, AnyOptimizer]]
 """The networks of an update, unwrapped, with their optimizers: "policy", and "value" where a loss has a critic."""
 
 
@@ -77,15 +78,15 @@ def load_last_step(folder: Path, trained: Trained) -> Position | None:
         for name, (model, _) in trained.items():
             for weight_name, value in load_file(steps[-1] / name / _WEIGHTS).items():
                 weight = model.get_parameter(weight_name)
-                weight.copy_(laid_like(weight, value))
+                with whole_weight(weight, modified=True):
+                    weight.copy_(laid_like(weight, value))
     return load_optimizers(steps[-1], trained)
 
 
 def save_optimizers(folder: Path, trained: Trained, position: Position, *, writes: bool = True) -> None:
     """Optimizers and position alone: what `optimizer: carry` hands to the next round."""
     for name, (_, optimizer) in trained.items():
-        state = optimizer.state_dict()
-        state["state"] = {index: _whole_slots(slots, keep=writes) for index, slots in state["state"].items()}
+        state = _whole_state(optimizer, keep=writes)
         if writes:
             (folder / name).mkdir(parents=True, exist_ok=True)
             # the bytes torch.save writes depend on the file's name: keep it fixed
@@ -97,11 +98,22 @@ def save_optimizers(folder: Path, trained: Trained, position: Position, *, write
 def load_optimizers(folder: Path, trained: Trained) -> Position:
     for name, (_, optimizer) in trained.items():
         state = torch.load(folder / name / _OPTIMIZER, weights_only=True, map_location="cpu")
+        if isinstance(optimizer, ZeroOptimizer):
+            optimizer.load_whole_state(state)
+            continue
         weights = [weight for group in optimizer.param_groups for weight in group["params"]]
         for index, slots in state["state"].items():
             state["state"][index] = {key: _laid(weights[index], value) for key, value in slots.items()}
         optimizer.load_state_dict(state)
     return Position.from_json(json.loads((folder / _POSITION).read_text()))
+
+
+def _whole_state(optimizer: AnyOptimizer, *, keep: bool) -> dict[str, Any]:
+    if isinstance(optimizer, ZeroOptimizer):
+        return optimizer.whole_state(keep=keep)
+    state = optimizer.state_dict()
+    state["state"] = {index: _whole_slots(slots, keep=keep) for index, slots in state["state"].items()}
+    return state
 
 
 def _whole_slots(slots: Mapping[str, Any], *, keep: bool) -> dict[str, Any]:

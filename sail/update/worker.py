@@ -13,15 +13,18 @@ from sail.update.inputs import UpdateInputs
 from sail.update.launch import SAYS, Job, read_job, recipe_of, write_answer
 from sail.update.scoring import score
 from sail.update.stage import train
+from sail.update.zero import take_over, zero_stage
 
 
 def run_job(job: Job) -> None:
     """Train or score as one of the processes; the first of them answers the driver."""
+    take_over()
     state = PartialState(cpu=not torch.cuda.is_available())  # left to guess, it sees one process on CPU
     say = _say if state.is_main_process else lambda text: None
     try:
         _check(job, state)
-        say(f"{state.num_processes} processes ({state.distributed_type.value}, {state.device.type})")
+        layout = f"ZeRO {zero_stage()}" if zero_stage() else state.distributed_type.value
+        say(f"{state.num_processes} processes ({layout}, {state.device.type})")
         workspace = Workspace(job.workspace, say)
         result = train(workspace, job.inputs) if isinstance(job.inputs, UpdateInputs) else score(workspace, job.inputs)
     except UserError as error:

@@ -13,6 +13,7 @@ from loops.launching import launch_of
 from sail.core.errors import UserError
 from sail.update.launch import Launch
 from tests.loops.running import NO_EVALUATION, small_config, weights, write_config
+from tests.update.test_zero import needs_deepspeed
 
 _CONFIG = "{preset: dpo, model_name_or_path: m, data: {prefs: {path: p.jsonl}}}"
 
@@ -32,7 +33,9 @@ def test_without_launch_or_with_one_process_the_driver_trains(tmp_path: Path) ->
 
 
 @on_cpu
-@pytest.mark.parametrize("name", ["ddp", "fsdp2"])
+@pytest.mark.parametrize(
+    "name", ["ddp", "fsdp2", *(pytest.param(name, marks=needs_deepspeed) for name in ("zero2", "zero3"))]
+)
 def test_a_shipped_config_becomes_accelerate_launch(name: str, tmp_path: Path) -> None:
     launch = launched(tmp_path, {"accelerate_config": name, "num_processes": 2}, "cpu_threads=3")
     assert launch is not None and launch.num_processes == 2
@@ -60,7 +63,7 @@ def test_a_launch_that_cannot_work_is_refused(launch: dict[str, Any], told: str,
 
 
 @pytest.mark.parametrize(("config", "told"), [
-    ("distributed_type: DEEPSPEED", "DEEPSPEED is not built"),
+    ("distributed_type: MEGATRON_LM", "MEGATRON_LM is not built"),
     ("{distributed_type: FSDP, fsdp_config: {fsdp_version: 1}}", "FSDP 1 flattens weights"),
 ])  # fmt: skip
 def test_a_config_of_another_kind_is_refused_with_the_reason(config: str, told: str, tmp_path: Path) -> None:

@@ -116,6 +116,7 @@ class Desk:
     def __init__(self, folder: Path, layout: str) -> None:
         self.folder, self.layout = folder / layout, layout
         self.jobs: dict[str, Job] = {}
+        self.arguments: list[str] = []  # of tests.update.processes
         self.log = ""
 
     def add(
@@ -126,16 +127,16 @@ class Desk:
         answer = self.folder / f"{name}.answer.json"
         self.jobs[name] = Job(inputs, recipe_of(inputs).key, workspace, answer, processes)
         write_job(self.folder / f"{name}.json", self.jobs[name])
+        self.arguments.append(str(self.folder / f"{name}.json"))
 
     def run(self) -> None:
         command = [
             sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(CONFIGS / f"{self.layout}.yaml"),
             "--num_processes", "2", "-m", "tests.update.processes",
         ]  # fmt: skip
-        jobs = [str(self.folder / f"{name}.json") for name in self.jobs]
         done = subprocess.run(
-            [*command, *jobs], env=os.environ | {"ACCELERATE_USE_CPU": "true"}, text=True, timeout=600, check=False,
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            [*command, *self.arguments], env=os.environ | {"ACCELERATE_USE_CPU": "true"}, text=True, timeout=600,
+            check=False, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         )  # fmt: skip
         self.log = done.stdout
         assert done.returncode == 0, self.log[-5000:]
