@@ -13,6 +13,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
+from transformers.activations import SiLUActivation
 
 from sail.policy.tree_attention import TreeLayout
 from sail.policy.trees import tree_attention
@@ -33,7 +34,7 @@ def fuse_layers(model: nn.Module) -> None:
             continue
         if kind in _NORMS:
             module.forward = MethodType(_norm_forward, module)
-        elif kind in _GATED and isinstance(module.act_fn, nn.SiLU):
+        elif kind in _GATED and isinstance(module.act_fn, nn.SiLU | SiLUActivation):
             module.forward = MethodType(_mlp_forward, module)
         elif kind in _ATTENTION:
             module.forward = MethodType(_attention_forward, module)
