@@ -149,7 +149,8 @@ class Desk:
         return Trained(self.jobs[name].workspace)
 
 
-SIGNS = ("rewards/accuracies",)  # of margins that are all rounding where the policy still equals its reference
+# Where the policy still (almost) equals its reference, its margins are all rounding, and so is whom its label chooses.
+SIGNS = ("rewards/accuracies", "logps/chosen", "logps/rejected")
 
 
 def without_the_end(trained: Trained, to: Path) -> Path:
