@@ -13,6 +13,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
+from transformers.activations import SiLUActivation
 
 from sail.policy.tree_attention import TreeLayout
 from sail.policy.trees import tree_attention
@@ -33,17 +34,23 @@ def fuse_layers(model: nn.Module) -> None:
             continue
         if kind in _NORMS:
             module.forward = MethodType(_norm_forward, module)
-        elif kind in _GATED and isinstance(module.act_fn, nn.SiLU):
+        elif kind in _GATED and isinstance(module.act_fn, nn.SiLU | SiLUActivation):
             module.forward = MethodType(_mlp_forward, module)
         elif kind in _ATTENTION:
             module.forward = MethodType(_attention_forward, module)
-        elif kind in _DECODER and module.self_attn.layer_idx == module.self_attn.config.num_hidden_layers - 1:
+        elif kind in _DECODER and _is_last(module.self_attn):
             module.forward = MethodType(_last_layer_forward, module)
+
+
+def _is_last(attention: Any) -> bool:
+    return bool(attention.layer_idx == attention.config.num_hidden_layers - 1)
 
 
 def _norm_forward(self: Any, hidden_states: Tensor) -> Tensor:
     if not _plain(hidden_states, self.weight):
         return type(self).forward(self, hidden_states)  # type: ignore[no-any-return]
+    if not torch.is_grad_enabled():  # a token at a time, calls of Python are what costs: none to autograd
+        return F.rms_norm(hidden_states, self.weight.shape, self.weight, self.variance_epsilon)
     return _RMSNorm.apply(hidden_states, self.weight, self.variance_epsilon)  # type: ignore[no-any-return]
 
 
@@ -51,6 +58,8 @@ def _mlp_forward(self: Any, x: Tensor) -> Tensor:
     linears = (self.gate_proj, self.up_proj, self.down_proj)
     if not (_plain(x, self.gate_proj.weight) and all(_ordinary(linear) and linear.bias is None for linear in linears)):
         return type(self).forward(self, x)  # type: ignore[no-any-return]
+    if not torch.is_grad_enabled():
+        return self.down_proj(F.silu(self.gate_proj(x), inplace=True).mul_(self.up_proj(x)))  # type: ignore[no-any-return]
     result = _GatedMLP.apply(x.flatten(0, -2), *(linear.weight for linear in linears))
     return result.view(x.shape)  # type: ignore[no-any-return]
 
@@ -75,8 +84,7 @@ def _attention(
     self: Any, x: Tensor, asking: Tensor, turns: tuple[Tensor, Tensor], of_asking: tuple[Tensor, Tensor], **kwargs: Any
 ) -> Tensor:
     """Of the rows `asking` [B, Q, H] to all rows x [B, T, H]; turns: cosines and sines of their positions."""
-    query = _RotatedLinear.apply(asking, self.q_proj.weight, self.q_proj.bias, *of_asking)
-    key = _RotatedLinear.apply(x, self.k_proj.weight, self.k_proj.bias, *turns)
+    query, key = _rotated(self.q_proj, asking, of_asking), _rotated(self.k_proj, x, turns)
     value = self.v_proj(x).unflatten(-1, (-1, self.head_dim))
     states = [heads.transpose(1, 2) for heads in (query, key, value)]
     dropout = self.attention_dropout if self.training else 0.0
@@ -84,12 +92,19 @@ def _attention(
     return self.o_proj(output.flatten(2))  # type: ignore[no-any-return]
 
 
+def _rotated(linear: nn.Linear, x: Tensor, turns: tuple[Tensor, Tensor]) -> Tensor:
+    """[B, T, heads, D]"""
+    if torch.is_grad_enabled():
+        return _RotatedLinear.apply(x, linear.weight, linear.bias, *turns)  # type: ignore[no-any-return]
+    return _turn(linear(x), *_by_head(*turns))
+
+
 def _last_layer_forward(self: Any, hidden_states: Tensor, **kwargs: Any) -> Tensor:
     """Of a decoder's last layer: of prompts it makes keys and values alone, the rest where a token is predicted.
 
     The other positions leave as they came.
     """
-    trees, turns, attention = kwargs.get("trees"), kwargs.get("position_embeddings"), self.self_attn
+    trees, turns, attention = kwargs.get("trees"), kwargs["position_embeddings"], self.self_attn
     if not isinstance(trees, TreeLayout) or not _takes_rotation(attention, hidden_states, turns):
         return type(self).forward(self, hidden_states, **kwargs)  # type: ignore[no-any-return]
     normed = self.input_layernorm(hidden_states)
@@ -182,12 +197,9 @@ class _RotatedLinear(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, cos: Tensor, sin: Tensor) -> Tensor:
-        half = cos.shape[-1] // 2
-        cos, signed = cos[..., None, :], torch.cat([-sin[..., :half], sin[..., half:]], dim=-1)[..., None, :]
+        cos, signed = _by_head(cos, sin)
         ctx.save_for_backward(x, weight, cos, signed)
-        heads = F.linear(x, weight, bias).unflatten(-1, (-1, 2 * half))
-        swapped = heads.roll(half, -1)
-        return heads.mul_(cos).addcmul_(swapped, signed)
+        return _turn(F.linear(x, weight, bias), cos, signed)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
@@ -198,3 +210,16 @@ class _RotatedLinear(torch.autograd.Function):
         grad_weight = rows.T @ x.reshape(len(rows), -1) if ctx.needs_input_grad[1] else None
         grad_bias = rows.sum(0) if ctx.needs_input_grad[2] else None
         return (rows @ weight).view(x.shape), grad_weight, grad_bias, None, None
+
+
+def _by_head(cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+    """[B, T, 1, D] each: cosines, and sines with the sign of (-q_2, q_1)."""
+    first, second = sin.chunk(2, dim=-1)
+    return cos[..., None, :], torch.cat([-first, second], dim=-1)[..., None, :]
+
+
+def _turn(projected: Tensor, cos: Tensor, signed: Tensor) -> Tensor:
+    """[B, T, heads * D] in place -> [B, T, heads, D]"""
+    heads = projected.unflatten(-1, (-1, cos.shape[-1]))
+    swapped = heads.roll(cos.shape[-1] // 2, -1)
+    return heads.mul_(cos).addcmul_(swapped, signed)

@@ -93,7 +93,7 @@ class TorchTiles:
 
     def __init__(self, head: Head, kept: Sequence[Tensor] = (), *, keep: bool = False) -> None:
         self.head = head
-        self.kept: list[Tensor] = list(kept)  # exp(z - top) [N, tile] and top [N] of one tile after another
+        self.kept: Sequence[Tensor] = kept  # exp(z - top) [N, tile] and top [N] of one tile after another
         self._room = KEPT_BYTES if keep and head.transform == AS_IS and head.hidden.dtype == head.wide else 0
         self._buffer: Tensor | None = None
 
@@ -103,7 +103,7 @@ class TorchTiles:
         total = logits.sub_(top[:, None]).exp_().sum(-1)
         self._room -= logits.nbytes
         if self._room >= 0:
-            self.kept += [logits, top]
+            self.kept = [*self.kept, logits, top]
             self._buffer = None
         return picked, total.log_().add_(top)
 

@@ -53,7 +53,7 @@ def test_fused_layers_give_the_same_and_keep_less(kind: str) -> None:
         model.zero_grad()
         (weights(len(ROWS)) @ values).backward()
     assert relative_error(gradient(fused), gradient(plain)) < 1e-5
-    assert _kept(fused) < 0.9 * _kept(plain)
+    assert _kept(fused) < 0.75 * _kept(plain)
 
 
 def test_the_last_layer_runs_where_a_token_is_predicted() -> None:

@@ -150,7 +150,7 @@ class Desk:
         return Trained(self.jobs[name].workspace)
 
 
-# which side won hangs on margins that are all rounding where the policy still equals its reference
+# Where the policy still (almost) equals its reference, its margins are all rounding, and so is whom its label chooses.
 SIGNS = ("rewards/accuracies", "logps/chosen", "logps/rejected")
 
 
