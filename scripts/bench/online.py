@@ -11,6 +11,7 @@ import random
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from loops.context import Context
 from loops.iterate import run_phases
 from sail.core.records import Example
 from sail.core.store import StageEvent, Store
+from scripts.bench.floors import matmul_seconds
 from scripts.bench.trl_variants import word_tokenizer
 
 VOCAB, BETA, LEARNING_RATE = 4096, 0.1, 5e-7
@@ -199,3 +201,32 @@ def floor_flops(work: Work) -> dict[str, float]:
     prompt, new = work.num_prompts * work.prompt_tokens, samples * work.new_tokens
     forward = body * (prompt + new) + head * new
     return {"generation": float(forward), "reference": float(forward), "update": 3.0 * forward}
+
+
+def floor_seconds(work: Work) -> dict[str, float]:
+    """CPU s of the same products at the shapes they come in: a token of every sample of a batch is a row while
+    decoding; a batch's tokens are rows otherwise, prompts once. Attention and all that is no product is left out."""
+    samples = 2 * work.batch_size
+    prompt, new = work.batch_size * work.prompt_tokens, samples * work.new_tokens
+    generation = _forward_seconds(prompt, samples) + (work.new_tokens - 1) * _forward_seconds(samples, samples)
+    forward, backward = _forward_seconds(prompt + new, new), _backward_seconds(prompt + new, new)
+    stages = {"generation": generation, "reference": forward, "update": forward + backward}
+    return {stage: work.num_steps * seconds for stage, seconds in stages.items()}
+
+
+_LAYER = ((192, 192),) * 4 + ((192, 640),) * 2 + ((640, 192),)  # inner, columns: q k v o, gate up, down
+
+
+def _forward_seconds(rows: int, scored: int) -> float:
+    return 4 * sum(_seconds(rows, *shape) for shape in _LAYER) + _seconds(scored, 192, VOCAB)
+
+
+def _backward_seconds(rows: int, scored: int) -> float:
+    """Gradients of inputs and of weights."""
+    layer = sum(_seconds(rows, columns, inner) + _seconds(inner, rows, columns) for inner, columns in _LAYER)
+    return 4 * layer + _seconds(scored, VOCAB, 192) + _seconds(192, scored, VOCAB)
+
+
+@cache
+def _seconds(rows: int, inner: int, columns: int) -> float:
+    return matmul_seconds(rows, inner, columns, repeats=max(1, 20_000 // (rows + inner)))
