@@ -43,14 +43,13 @@ def spent_table(spent: Mapping[str, Sequence[Spent]]) -> str:
 
 
 def _row(name: str, runs: Sequence[Spent], trl: Sequence[Spent] | None) -> str:
-    by_server = "vLLM" in name  # its CPU time is in other processes
     stages = [statistics.median(run.cpu.get(stage, 0.0) for run in runs) for stage in _STAGES]
     whole = statistics.median(run.cpu["whole"] for run in runs)
     wall = statistics.median(run.wall["whole"] for run in runs)
     start = statistics.median(run.wall.get("engine start", 0.0) for run in runs)
     cells = [
         name, f"{whole:.2f}", *(f"{seconds:.2f}" for seconds in stages), f"{whole - sum(stages):.2f}",
-        "-" if by_server else _faster(trl, runs, "cpu"), f"{wall:.2f}", _faster(trl, runs, "wall"), f"{start:.1f}",
+        _faster(trl, runs, "cpu"), f"{wall:.2f}", _faster(trl, runs, "wall"), f"{start:.1f}",
     ]  # fmt: skip
     return "| " + " | ".join(cells) + " |\n"
 

@@ -1,5 +1,7 @@
 """scripts/bench_online: both systems on a tiny piece of work, and the floor by hand."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -57,6 +59,17 @@ def test_the_products_of_a_step_take_longer_the_longer_the_prompts() -> None:
     assert "3.00 times as fast as TRL" in most_line(runs, long)
 
 
-def test_a_servers_rounds_are_compared_in_wall_time_alone() -> None:
+def test_the_work_of_processes_that_a_run_started_is_in_its_seconds() -> None:
+    spent = Spent()
+    command = [sys.executable, "-c", "sum(range(10**7)); print('done', flush=True); input()"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as worker:
+        assert worker.stdin is not None and worker.stdout is not None
+        with spent.on("whole"):
+            worker.stdout.readline()
+        worker.stdin.write("\n")
+    assert spent.cpu["whole"] > 0.05
+
+
+def test_ratios_are_taken_in_both_clocks() -> None:
     runs = {"trl": [Spent({"whole": 6.0}, {"whole": 8.0})], "ours, vLLM": [Spent({"whole": 1.0}, {"whole": 4.0})]}
-    assert spent_table(runs).splitlines()[-1].split(" | ")[-4:] == ["-", "4.00", "2.00", "0.0 |"]
+    assert spent_table(runs).splitlines()[-1].split(" | ")[-4:] == ["6.00", "4.00", "2.00", "0.0 |"]
