@@ -20,7 +20,9 @@ from transformers import (
 from sail.core.artifacts import Artifact, Leaf, leaf
 from sail.core.errors import UserError
 from sail.core.run_settings import LoraSettings
+from sail.policy.devices import compute_device
 from sail.policy.encoder_decoder import PLAIN_TURNS
+from sail.policy.host_memory import keep_freed_memory
 from sail.policy.memory import room_for_a_model
 
 if TYPE_CHECKING:
@@ -124,6 +126,8 @@ def load_policy(checkpoint: Checkpoint, *, trainable: bool = False) -> PolicyMod
     """
     if isinstance(checkpoint, Resident):
         return checkpoint.load()  # type: ignore[no-any-return]
+    if compute_device().type == "cpu":
+        keep_freed_memory()
     folder = model_folder(checkpoint)
     if not (folder / _ADAPTER_CONFIG).exists():
         return _load_full(folder)

@@ -49,3 +49,15 @@ def least_flops(case: Case, pairs: list[Pair], *, reference: bool) -> float:
         forward += 4 * case.hidden * (case.layers * attended - unasked * (unasked + 1) / 2)
         forward += 2 * case.hidden * case.vocab * scored
     return forward * (3 + reference)
+
+
+def matmul_seconds(rows: int, inner: int, columns: int, repeats: int = 20) -> float:
+    """CPU time of one product of this shape in float32 into memory that is there: the fastest of five tries."""
+    a, b, out = torch.randn(rows, inner), torch.randn(inner, columns), torch.empty(rows, columns)
+    fastest = float("inf")
+    for _ in range(5):
+        start = time.process_time()
+        for _ in range(repeats):
+            torch.mm(a, b, out=out)
+        fastest = min(fastest, (time.process_time() - start) / repeats)
+    return fastest

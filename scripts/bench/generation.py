@@ -27,6 +27,7 @@ from sail.serving.client import ServerClient
 from sail.serving.completions import CompletionRequest, request_body
 from sail.serving.processes import descendants
 from scripts.bench.online import VOCAB, write_model
+from scripts.bench.timing import cpu_seconds
 
 SEED = 7
 ENDS = frozenset({1})  # EOS of the model
@@ -180,23 +181,15 @@ class _Costs:
         self.family = family
 
     def __enter__(self) -> "_Costs":
-        self.at = (time.perf_counter(), time.process_time(), _cpu_seconds(self.family))
+        self.at = (time.perf_counter(), time.process_time(), cpu_seconds(self.family))
         return self
 
     def __exit__(self, *_: object) -> None:
         wall, own, others = self.at
-        self.took = (time.perf_counter() - wall, time.process_time() - own, _cpu_seconds(self.family) - others)
+        self.took = (time.perf_counter() - wall, time.process_time() - own, cpu_seconds(self.family) - others)
 
     def of(self, ids: Ids) -> Took:
         return Took(*self.took, tokens=sum(map(len, ids)))
-
-
-def _cpu_seconds(pids: Sequence[int]) -> float:
-    ticks = 0
-    for pid in pids:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        ticks += int(fields[11]) + int(fields[12])
-    return ticks / os.sysconf("SC_CLK_TCK")
 
 
 def _made_up(load: Load) -> list[Prompt]:

@@ -7,10 +7,12 @@ each step trains on samples of the policy before it.
 import contextlib
 import io
 import json
+import os
 import random
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,9 @@ from loops.context import Context
 from loops.iterate import run_phases
 from sail.core.records import Example
 from sail.core.store import StageEvent, Store
+from sail.serving.processes import descendants
+from scripts.bench.floors import matmul_seconds
+from scripts.bench.timing import cpu_seconds
 from scripts.bench.trl_variants import word_tokenizer
 
 VOCAB, BETA, LEARNING_RATE = 4096, 0.1, 5e-7
@@ -45,17 +50,21 @@ class Work:
 
 @dataclass
 class Spent:
-    """Seconds by stage: CPU time of this process, and wall time (a server's work shows in the latter alone)."""
+    """Seconds by stage: CPU time of this process and a server's, and wall time."""
 
     cpu: dict[str, float] = field(default_factory=dict)
     wall: dict[str, float] = field(default_factory=dict)
 
     @contextlib.contextmanager
     def on(self, stage: str) -> Iterator[None]:
-        cpu, wall = time.process_time(), time.perf_counter()
+        start = _now()
         yield
-        self.cpu[stage] = self.cpu.get(stage, 0.0) + time.process_time() - cpu
-        self.wall[stage] = self.wall.get(stage, 0.0) + time.perf_counter() - wall
+        self.add(stage, start)
+
+    def add(self, stage: str, start: tuple[float, float]) -> None:
+        cpu, wall = _now()
+        self.cpu[stage] = self.cpu.get(stage, 0.0) + cpu - start[0]
+        self.wall[stage] = self.wall.get(stage, 0.0) + wall - start[1]
 
     def wrap(self, stage: str, function: Callable[..., Any]) -> Callable[..., Any]:
         def timed(*args: Any, **kwargs: Any) -> Any:
@@ -63,6 +72,12 @@ class Spent:
                 return function(*args, **kwargs)
 
         return timed
+
+
+def _now() -> tuple[float, float]:
+    """CPU seconds of this process and those it started, wall clock."""
+    started = cpu_seconds(descendants(os.getpid()))
+    return time.process_time() + started, time.perf_counter()
 
 
 def write_model(folder: Path) -> Path:
@@ -114,12 +129,9 @@ def ours(model: Path, work: Work, folder: Path, engine: str, *, fresh: bool = Tr
 
     def on_event(event: StageEvent) -> None:
         if event.kind == "started":
-            stage_starts[event.artifact.key] = (time.process_time(), time.perf_counter())
+            stage_starts[event.artifact.key] = _now()
         elif event.kind == "built":
-            cpu, wall = stage_starts[event.artifact.key]
-            stage = STAGES.get(event.artifact.stage, "data")
-            spent.cpu[stage] = spent.cpu.get(stage, 0.0) + time.process_time() - cpu
-            spent.wall[stage] = spent.wall.get(stage, 0.0) + time.perf_counter() - wall
+            spent.add(STAGES.get(event.artifact.stage, "data"), stage_starts[event.artifact.key])
 
     context = Context(settings, Store(folder / ".store", on_event), folder / "logs")
     (folder / "logs").mkdir()
@@ -199,3 +211,32 @@ def floor_flops(work: Work) -> dict[str, float]:
     prompt, new = work.num_prompts * work.prompt_tokens, samples * work.new_tokens
     forward = body * (prompt + new) + head * new
     return {"generation": float(forward), "reference": float(forward), "update": 3.0 * forward}
+
+
+def floor_seconds(work: Work) -> dict[str, float]:
+    """CPU s of the same products at the shapes they come in: a token of every sample of a batch is a row while
+    decoding; a batch's tokens are rows otherwise, prompts once. Attention and all that is no product is left out."""
+    samples = 2 * work.batch_size
+    prompt, new = work.batch_size * work.prompt_tokens, samples * work.new_tokens
+    generation = _forward_seconds(prompt, samples) + (work.new_tokens - 1) * _forward_seconds(samples, samples)
+    forward, backward = _forward_seconds(prompt + new, new), _backward_seconds(prompt + new, new)
+    stages = {"generation": generation, "reference": forward, "update": forward + backward}
+    return {stage: work.num_steps * seconds for stage, seconds in stages.items()}
+
+
+_LAYER = ((192, 192),) * 4 + ((192, 640),) * 2 + ((640, 192),)  # inner, columns: q k v o, gate up, down
+
+
+def _forward_seconds(rows: int, scored: int) -> float:
+    return 4 * sum(_seconds(rows, *shape) for shape in _LAYER) + _seconds(scored, 192, VOCAB)
+
+
+def _backward_seconds(rows: int, scored: int) -> float:
+    """Gradients of inputs and of weights."""
+    layer = sum(_seconds(rows, columns, inner) + _seconds(inner, rows, columns) for inner, columns in _LAYER)
+    return 4 * layer + _seconds(scored, VOCAB, 192) + _seconds(192, scored, VOCAB)
+
+
+@cache
+def _seconds(rows: int, inner: int, columns: int) -> float:
+    return matmul_seconds(rows, inner, columns, repeats=max(1, 20_000 // (rows + inner)))

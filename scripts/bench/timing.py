@@ -1,9 +1,11 @@
 """Paired times: all variants in one process on the same batch, the order reversed every other round."""
 
+import os
 import random
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -50,6 +52,15 @@ def _timed(variant: Variant, batch: list[Pair], device: str) -> Seconds:
     wait_for(device)
     wall, own = time.perf_counter() - wall, time.process_time() - own
     return Seconds(own if device == "cpu" else wall, wall)
+
+
+def cpu_seconds(pids: Sequence[int]) -> float:
+    """CPU time that other processes have taken so far."""
+    ticks = 0
+    for pid in pids:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        ticks += int(fields[11]) + int(fields[12])
+    return ticks / os.sysconf("SC_CLK_TCK")
 
 
 def wait_for(device: str) -> None:

@@ -1,11 +1,14 @@
 """scripts/bench_online: both systems on a tiny piece of work, and the floor by hand."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from scripts.bench.online import VOCAB, Spent, Work, floor_flops, ours, trl, write_model
-from scripts.bench.online_table import spent_table
+from scripts.bench.online import VOCAB, Spent, Work, floor_flops, floor_seconds, ours, trl, write_model
+from scripts.bench.online_run import spent_by
+from scripts.bench.online_table import most_line, spent_table
 from scripts.bench.trl_variants import HERE
 
 WORK = Work(num_prompts=4, prompt_tokens=5, new_tokens=4, batch_size=2)
@@ -17,13 +20,21 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_model(tmp_path_factory.mktemp("online") / "model")
 
 
-@pytest.mark.parametrize(("fresh", "rounds"), [(True, 2), (False, 1)])
-def test_our_rounds_are_timed_by_stage(tmp_path: Path, model: Path, fresh: bool, rounds: int) -> None:
-    spent = ours(model, WORK, tmp_path / "ours", "transformers", fresh=fresh)
+def test_our_rounds_are_timed_by_stage(tmp_path: Path, model: Path) -> None:
+    _check(ours(model, WORK, tmp_path, "transformers"), tmp_path, rounds=2)
+
+
+def test_a_run_in_a_process_of_its_own_brings_its_seconds_back(tmp_path: Path, model: Path) -> None:
+    spent = spent_by("ours, one round", model, WORK, tmp_path, threads=1)
+    assert {path.name for path in tmp_path.iterdir()} == {"small", "whole"}
+    _check(spent, tmp_path / "whole", rounds=1)
+
+
+def _check(spent: Spent, folder: Path, rounds: int) -> None:
     assert all(spent.wall[stage] > 0 for stage in STAGES)
     assert sum(spent.wall[stage] for stage in STAGES) < spent.wall["whole"]
-    made = [path.name.split("-")[0] for path in (tmp_path / "ours" / ".store").iterdir()]
-    assert made.count("checkpoint") == made.count("samples") == rounds
+    made = [path.name.split("-")[0] for path in (folder / ".store").iterdir()]
+    assert made.count("checkpoint") == made.count("samples") == made.count("logps") == rounds  # nothing scored twice
 
 
 @pytest.mark.skipif(not HERE, reason="trl is not installed (extra: bench)")
@@ -40,6 +51,25 @@ def test_the_floor_by_hand() -> None:
     assert floor_flops(WORK)["update"] == 3 * floor_flops(WORK)["generation"]
 
 
-def test_a_servers_rounds_are_compared_in_wall_time_alone() -> None:
+def test_the_products_of_a_step_take_longer_the_longer_the_prompts() -> None:
+    short, long = (floor_seconds(Work(num_prompts=4, prompt_tokens=n, new_tokens=4, batch_size=2)) for n in (5, 100))
+    assert all(0 < short[stage] < long[stage] for stage in short)
+    assert long["update"] > 2 * long["reference"]
+    runs = [Spent({"whole": 3 * sum(long.values())}, {})]
+    assert "3.00 times as fast as TRL" in most_line(runs, long)
+
+
+def test_the_work_of_processes_that_a_run_started_is_in_its_seconds() -> None:
+    spent = Spent()
+    command = [sys.executable, "-c", "sum(range(10**7)); print('done', flush=True); input()"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as worker:
+        assert worker.stdin is not None and worker.stdout is not None
+        with spent.on("whole"):
+            worker.stdout.readline()
+        worker.stdin.write("\n")
+    assert spent.cpu["whole"] > 0.05
+
+
+def test_ratios_are_taken_in_both_clocks() -> None:
     runs = {"trl": [Spent({"whole": 6.0}, {"whole": 8.0})], "ours, vLLM": [Spent({"whole": 1.0}, {"whole": 4.0})]}
-    assert spent_table(runs).splitlines()[-1].split(" | ")[-4:] == ["-", "4.00", "2.00", "0.0 |"]
+    assert spent_table(runs).splitlines()[-1].split(" | ")[-4:] == ["6.00", "4.00", "2.00", "0.0 |"]
