@@ -45,9 +45,10 @@ class DrawingAhead:
         with ThreadPoolExecutor(1, thread_name_prefix="sail-ahead") as executor:
 
             def meanwhile(workspace: Workspace) -> dict[str, Any]:
-                engine = self._ready(workspace)
+                draws = self.routes.draws(self.turn)
+                engine = self._ready(draws, Store(workspace.path.parent))
                 if engine is not None:
-                    drawing.append(executor.submit(self._draw, self._draws(), engine.until(stop)))
+                    drawing.append(executor.submit(self._draw, draws, engine.until(stop)))
                     drawing[0].add_done_callback(_tell)
                 return run(workspace)
 
@@ -55,12 +56,11 @@ class DrawingAhead:
                 artifact = self.routes.builder.build(recipe, meanwhile)
                 for drawn in drawing:
                     drawn.result()
-            except BaseException:  # Ctrl-C, too: no thread goes on without us
-                stop.set()
-                raise
-        return artifact
+                return artifact
+            finally:
+                stop.set()  # after Ctrl-C, too: no thread goes on without us
 
-    def _ready(self, workspace: Workspace) -> ServerEngine | None:
+    def _ready(self, draws: Sequence[Draw], store: Store) -> ServerEngine | None:
         """The engine, with the policy in it, where it can draw meanwhile and something is left to draw.
 
         Weights are loaded and compared here, in the training thread and before it trains: the other needs no torch.
@@ -68,16 +68,13 @@ class DrawingAhead:
         engine = self.routes.context.engine(self.routes.phase.generation.engine)
         if not isinstance(engine, ServerEngine) or not engine.awake:
             return None
-        plan = PlanBuilder(Store(workspace.path.parent))
-        for draw in self._draws():
+        plan = PlanBuilder(store)
+        for draw in draws:
             draw(plan, engine)
         if not plan.new:
             return None
         engine.use(self.routes.drawn_by(self.turn))
         return engine
-
-    def _draws(self) -> list[Draw]:
-        return self.routes.draws(self.turn)
 
     def _draw(self, draws: Sequence[Draw], engine: Engine) -> None:
         for draw in draws:

@@ -21,8 +21,7 @@ _SHOWN = (
 class Diary:
     """Prints stage events. Reused artifacts are silent; progress comes at most every interval_s.
 
-    log: a line for every artifact that was built, with its seconds and when it was done (Unix time): clock times belong
-    into no artifact.
+    log: a line for every artifact that was built, with its seconds: clock times belong into no artifact.
     """
 
     console: Console
@@ -34,9 +33,8 @@ class Diary:
         if event.kind == "built":
             counts = _figures(event.artifact.result())
             self._line(event, f"{event.seconds:6.1f} s  {counts}")
-            entry = {"artifact": event.artifact.id, "seconds": round(event.seconds, 3), "ended": round(time.time(), 3)}
             with self.log.open("a") as file:
-                file.write(json.dumps(entry) + "\n")
+                file.write(json.dumps({"artifact": event.artifact.id, "seconds": round(event.seconds, 3)}) + "\n")
         elif event.kind == "note" and (
             event.text.startswith(_IMPORTANT) or time.monotonic() - self._last_line_s >= self.interval_s
         ):

@@ -1,27 +1,27 @@
 """Rounds on fresh samples, and on samples drawn while the round before trains, through one server that stays."""
 
-import json
 import os
-import subprocess
-import sys
-from collections.abc import Collection, Iterator, Mapping, Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import yaml
+import torch
 
+from loops.config import resolve
+from loops.context import Context, Engines
+from loops.iterate import run_phases
+from sail.core.store import StageEvent, Store
 from scripts.bench.online import BETA, LEARNING_RATE, rewards
 from scripts.bench.table import written
 from scripts.bench.timing import median_interval
 
-ROOT = Path(__file__).resolve().parents[2]
-
 
 @dataclass(frozen=True)
 class Load:
-    """num_prompts a round, two samples each; steps passes over its pairs, one batch each."""
+    """num_prompts a round, two samples each; every step passes the round's pairs once."""
 
     num_rounds: int = 4
     num_prompts: int = 32
@@ -30,9 +30,17 @@ class Load:
     steps: int = 2
 
 
+class Cores(NamedTuple):
+    """Who may work where; the trainer computes with so many threads."""
+
+    trainer: set[int]
+    server: set[int]
+    threads: int
+
+
 @dataclass(frozen=True)
 class Times:
-    """Seconds of a run from its first sample to its last checkpoint: without imports, data, the server's start."""
+    """Seconds of a run from its first sample to its last commit."""
 
     wall: float
     generation: Sequence[float]  # by round
@@ -40,12 +48,11 @@ class Times:
 
     @property
     def at_best(self) -> float:
-        """Wall seconds of these rounds, were each round's samples drawn beside the update before, at no cost to it."""
-        hidden = zip(self.generation[1:], self.update, strict=False)
-        return self.wall - sum(min(drawn, trained) for drawn, trained in hidden)
+        """Wall seconds if the shorter of an update and the generation that follows it took no time."""
+        return self.wall - sum(map(min, self.generation[1:], self.update))
 
 
-def settings(model: Path, data: Path, load: Load, **vllm: Any) -> Mapping[str, Any]:
+def settings(model: Path, data: Path, load: Load, staleness: int) -> Mapping[str, Any]:
     return {
         "model_name_or_path": str(model),
         "data": {"prompts": {"path": str(data)}},
@@ -54,6 +61,7 @@ def settings(model: Path, data: Path, load: Load, **vllm: Any) -> Mapping[str, A
         "num_rounds": load.num_rounds,
         "routes": {"online": {"responses": "policy", "num_generations": 2, "labels": "rm"}},
         "loss": {"type": "dpo", "beta": BETA},
+        "round": {"staleness": staleness},
         "update": {
             "steps": load.steps, "train_batch_size": load.num_prompts, "learning_rate": LEARNING_RATE,
             "lr_scheduler_type": "constant", "warmup_ratio": 0.0,
@@ -62,59 +70,53 @@ def settings(model: Path, data: Path, load: Load, **vllm: Any) -> Mapping[str, A
         "generation": {"engine": "vllm", "max_completion_length": load.new_tokens},
         "hygiene": {"truncated": "keep"},
         "evaluation": {"num_prompts": 0},
-        "vllm": {"kv_cache_gib": 0.5, **vllm},
+        "vllm": {"kv_cache_gib": 0.5},
     }  # fmt: skip
 
 
 @contextmanager
-def serving(config: Path, cores: Collection[int]) -> Iterator[str]:
-    """The URL of a server on these cores alone."""
-    server = subprocess.Popen(
-        _sail(cores, "serve", config), stdout=subprocess.PIPE, text=True, cwd=config.parent, env=_environment()
-    )
+def serving(model: Path, data: Path, load: Load, folder: Path, cores: Cores) -> Iterator[Engines]:
+    """A server of the model on its cores, and this process on those of the trainer; afterwards on all it had."""
+    before, threads, engines = os.sched_getaffinity(0), torch.get_num_threads(), Engines(folder)
     try:
-        assert server.stdout is not None
-        told = next(line for line in server.stdout if line.startswith("serving at "))
-        yield told.split()[2].rstrip(";")
+        os.sched_setaffinity(0, cores.server)  # which a process that we start inherits
+        context = Context(resolve(settings(model, data, load, 0)), Store(folder / ".store"), folder, engines)
+        context.engine("vllm").use(context.model)
+        os.sched_setaffinity(0, cores.trainer)
+        torch.set_num_threads(cores.threads)
+        yield engines
     finally:
-        server.terminate()
-        server.wait(60)
+        engines.close()
+        os.sched_setaffinity(0, before)
+        torch.set_num_threads(threads)
 
 
-def run(config: Path, out: Path, staleness: int, cores: Collection[int]) -> Times:
-    """One `sail run` on these cores alone, timed by its own log."""
-    words = ("run", config, f"round.staleness={staleness}", f"cpu_threads={len(cores)}", "--out", out)
-    command = _sail(cores, *words)
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, cwd=config.parent, env=_environment())
-    lines = [json.loads(line) for line in (out / "logs/attempt-1/stages.jsonl").read_text().splitlines()]
-    by_stage = {stage: [line for line in lines if line["artifact"].startswith(stage)] for stage in ("samples", "check")}
-    begun = min(line["ended"] - line["seconds"] for line in by_stage["samples"])
-    seconds = {stage: [line["seconds"] for line in found] for stage, found in by_stage.items()}
-    return Times(max(line["ended"] for line in lines) - begun, seconds["samples"], seconds["check"])
+def run(model: Path, data: Path, load: Load, folder: Path, engines: Engines, staleness: int) -> Times:
+    """The rounds of a run, timed stage by stage."""
+    begun: dict[str, float] = {}
+    spans: dict[str, list[tuple[float, float]]] = {}
 
+    def on_event(event: StageEvent) -> None:
+        now, artifact = time.perf_counter(), event.artifact
+        if event.kind == "started":
+            begun[artifact.id] = now
+        elif event.kind == "built":
+            spans.setdefault(artifact.stage, []).append((begun[artifact.id], now))
 
-def _sail(cores: Collection[int], *words: object) -> list[str]:
-    return ["taskset", "-c", ",".join(map(str, cores)), sys.executable, "-m", "loops.cli", *map(str, words)]
-
-
-def _environment() -> Mapping[str, str]:
-    return os.environ | {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
-
-
-def write_config(path: Path, contents: Mapping[str, Any]) -> Path:
-    path.write_text(yaml.safe_dump(dict(contents)))
-    return path
+    chosen = resolve(settings(model, data, load, staleness))
+    for _ in run_phases(Context(chosen, Store(folder / ".store", on_event), folder, engines)):
+        pass
+    generation, update = ([end - start for start, end in spans[stage]] for stage in ("samples", "checkpoint"))
+    return Times(spans["checkpoint"][-1][1] - spans["samples"][0][0], generation, update)
 
 
 def table(measured: Mapping[str, Mapping[int, Sequence[Times]]]) -> str:
     """A row a placement and a staleness, medians over runs; ratios pair by pair."""
-    head = (
-        "| Cores | Samples | Wall s | Generation | Update | Fresh / stale | At best |\n| --- | --- | " + "---: | " * 5
-    )
-    lines = [head.rstrip()]
+    lines = ["| Cores | Samples | Wall s | Generation s | Update s | Fresh / stale | At best |"]
+    lines.append("| --- | --- |" + " ---: |" * 5)
     for placement, runs in measured.items():
         for staleness, times in runs.items():
-            cells = [placement, "one round stale" if staleness else "fresh", *map(_seconds, _medians(times)), "-", "-"]
+            cells = [placement, "one round stale" if staleness else "fresh", *_medians(times), "-", "-"]
             if staleness:
                 pairs = list(zip(runs[0], times, strict=True))
                 cells[5] = written(median_interval([fresh.wall / stale.wall for fresh, stale in pairs]))
@@ -123,10 +125,7 @@ def table(measured: Mapping[str, Mapping[int, Sequence[Times]]]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _medians(times: Sequence[Times]) -> list[float]:
+def _medians(times: Sequence[Times]) -> list[str]:
+    """Of wall time and its parts; what runs beside something is in both."""
     columns = zip(*((each.wall, sum(each.generation), sum(each.update)) for each in times), strict=True)
-    return [median_interval(column).median for column in columns]
-
-
-def _seconds(value: float) -> str:
-    return f"{value:.1f}"
+    return [f"{median_interval(column).median:.1f}" for column in columns]

@@ -2,7 +2,9 @@
 
 import json
 import signal
+import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +13,16 @@ import pytest
 from sail.core.artifacts import Artifact
 from sail.core.store import Store
 from sail.serving.policy_server import PolicyServer
+from sail.serving.processes import descendants, send_signal
 from tests.loops.running import (
     NO_EVALUATION,
-    Done,
     Zygote,
     committed,
     digests,
     kill_at,
     linked,
     planned,
+    stop_at,
     store_of,
     write_config,
 )
@@ -27,7 +30,7 @@ from tests.loops.test_refresh_vllm import that_reads
 from tests.serving_fixtures import TinyPolicy, serve
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(1200)]
-_STEPS = 30  # so many that a round trains for longer than the server draws
+_STEPS = 30  # so many that Ctrl-C comes before the last
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +58,6 @@ def config(
         },
         "hygiene": {"truncated": "keep", "ties": "keep"},
         "evaluation": NO_EVALUATION,
-        "log_interval_s": 1e-3,
     }  # fmt: skip
     yield write_config(folder / "c.yaml", settings)
     policy_server.policy = None  # it was given other weights behind its owner's back
@@ -63,47 +65,72 @@ def config(
 
 
 @pytest.fixture(scope="module")
-def uninterrupted(config: Path, sail: Zygote) -> Done:
-    done = sail.run("run", config, "--out", whole(config), cwd=config.parent)
+def whole(config: Path, sail: Zygote) -> Path:
+    out = config.parent / "whole" / "run"
+    done = sail.run("run", config, "--out", out, cwd=config.parent)
     assert done.returncode == 0, done.err
-    return done
+    return out
 
 
-def whole(config: Path) -> Path:
-    return config.parent / "whole" / "run"
+def rounds(config: Path, stage: str, out: Path) -> list[Artifact]:
+    return [one for one in planned(config, [], out) if one.stage == stage]
 
 
-def rounds(config: Path, stage: str) -> list[Artifact]:
-    return [one for one in planned(config, [], whole(config)) if one.stage == stage]
+def assert_same(out: Path, whole: Path) -> None:
+    assert digests(store_of(out)) == digests(store_of(whole))
+    assert linked(out) == linked(whole)
 
 
-def place(told: list[str], artifact: Artifact, text: str) -> int:
-    """The first line about an artifact that has these words."""
-    about = f"{artifact.stage}  {artifact.key[:8]}"
-    return next(index for index, line in enumerate(told) if about in line and text in line)
+@contextmanager
+def held_up(server: PolicyServer) -> Iterator[None]:
+    """A server that answers nothing."""
+    assert server.replicas[0].server is not None
+    processes = descendants(server.replicas[0].server.pid)
+    send_signal(processes, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        send_signal(processes, signal.SIGCONT)
 
 
-def test_the_next_rounds_samples_are_drawn_while_a_round_trains(uninterrupted: Done, config: Path) -> None:
-    told = uninterrupted.out.splitlines()
-    for drawn, trained in zip(rounds(config, "samples")[1:], rounds(config, "checkpoint"), strict=False):
-        assert place(told, trained, "loss") < place(told, drawn, " tokens"), "a step before the last sample"
-        assert place(told, drawn, "starting") < place(told, trained, " steps"), "the first sample before the last step"
-    synced = (whole(config) / "logs/attempt-1/weight-sync.jsonl").read_text().splitlines()
+def wait_until_there(folder: Path, pattern: str) -> None:
+    deadline = time.monotonic() + 120.0
+    while not list(folder.glob(pattern)):
+        assert time.monotonic() < deadline, f"no {pattern}"
+        time.sleep(0.05)
+
+
+def test_a_round_trains_while_a_server_has_still_to_draw_the_next_rounds_samples(
+    whole: Path, config: Path, policy_server: PolicyServer, sail: Zygote, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    samples, checkpoint = rounds(config, "samples", out)[1], rounds(config, "checkpoint", out)[0]
+    attempt = sail.start("run", config, "--out", out, cwd=tmp_path, at=stop_at(f"os.mkdir .*/{samples.id}.partial"))
+    attempt.wait_until_stopped()
+    with held_up(policy_server):
+        attempt.send(signal.SIGCONT)
+        wait_until_there(store_of(out), f"{checkpoint.id}.partial/scratch/step-*")
+        assert not samples.committed and not list(store_of(out).glob(f"{samples.id}.partial/groups-*"))
+    done = attempt.wait()
+    assert done.returncode == 0, done.err
+    assert_same(out, whole)
+    synced = (out / "logs/attempt-1/weight-sync.jsonl").read_text().splitlines()
     assert len(synced) == 2, "the start and the first checkpoint, each once: the last round learns from its samples"
 
 
 def test_interrupted_killed_and_failing_on_the_way_it_ends_byte_identical(
-    uninterrupted: Done, config: Path, sail: Zygote, tmp_path: Path
+    whole: Path, config: Path, sail: Zygote, tmp_path: Path
 ) -> None:
     """Round 1's samples are begun, gone on with and finished beside round 0's update, round 2's drawn afterwards."""
-    out, [_, first, second] = tmp_path / "run", rounds(config, "samples")
-    checkpoints = [one.id for one in rounds(config, "checkpoint")]
+    out = tmp_path / "run"
+    _, first, second = rounds(config, "samples", out)
+    checkpoints = [one.id for one in rounds(config, "checkpoint", out)]
 
     ctrl_c = kill_at(f"os.mkdir .*/{first.id}.partial") | {"signal": signal.SIGINT}
     assert sail.run("run", config, "--out", out, cwd=tmp_path, at=ctrl_c).returncode == 130
+    assert not set(checkpoints) & set(committed(store_of(out))), "it came while round 0 trained"
     kill = kill_at(f"os.rename .*/{first.id}.partial/.*groups-00001.parquet")
     assert sail.run("run", config, "--out", out, cwd=tmp_path, at=kill).returncode == -signal.SIGKILL
-    assert not set(checkpoints) & set(committed(store_of(out))), "both came while round 0 trained"
 
     with Store(store_of(out)).locked(second.id):
         failed = sail.run("run", config, "--out", out, cwd=tmp_path)
@@ -115,5 +142,4 @@ def test_interrupted_killed_and_failing_on_the_way_it_ends_byte_identical(
 
     done = sail.run("run", config, "--out", out, cwd=tmp_path)
     assert done.returncode == 0 and done.announced[1] == {"samples": 1, "logps": 3, "pairs": 1, "checkpoint": 1}
-    assert digests(store_of(out)) == digests(store_of(whole(config)))
-    assert linked(out) == linked(whole(config))
+    assert_same(out, whole)
