@@ -28,7 +28,7 @@ def planned(folder: Path, shape: Shape, *overrides: str) -> dict[str, StageMemor
     return {stage.stage: stage for stage in stages(settings, shape)}
 
 
-def test_the_peak_is_what_was_planned_or_at_most_a_third_less(shape: Shape, tmp_path: Path) -> None:
+def test_the_peak_is_what_was_planned_or_at_most_two_fifths_less(shape: Shape, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "tests.loops.peak_memory", str(tmp_path / "measured")]
     told = subprocess.run(command, env=os.environ | MALLOC, capture_output=True, text=True, check=True).stdout
     measured: dict[str, int] = json.loads(told.splitlines()[-1])
@@ -37,7 +37,7 @@ def test_the_peak_is_what_was_planned_or_at_most_a_third_less(shape: Shape, tmp_
         "scoring": plan["scoring"].total, "update": plan["update"].total, "checkpointed": checkpointed["update"].total,
     }  # fmt: skip
     shares = {name: measured[name] / wanted[name] for name in wanted}
-    assert all(0.67 < share < 1.05 for share in shares.values()), shares
+    assert all(0.6 < share < 1.05 for share in shares.values()), shares
 
 
 def test_fewer_numbers_are_kept_where_fewer_are_trained(shape: Shape, tmp_path: Path) -> None:

@@ -44,7 +44,7 @@ def test_the_terms_add_up_to_the_gradient_of_the_update_under_any_coefficient(pa
         torch.testing.assert_close(stepper.gradient(items, mode, 0.3, 0.5), terms.at(0.3), rtol=1e-4, atol=1e-7)
         assert terms.score.norm() > 1e-3
         assert (terms.plain.norm() < 1e-6) == (mode == "soft"), "the mean of the plain term over labels is 0"
-        assert (terms.label.norm() == 0) == (mode == "hard"), "no draw, no label term"
+        assert (terms.label.norm() < 1e-4) == (mode == "hard"), "no draw, no label term beyond rounding"
 
 
 def test_measuring_moves_no_weight(pairs: FreshPairs) -> None:

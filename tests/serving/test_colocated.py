@@ -22,7 +22,7 @@ REQUESTS = [
 
 @pytest.fixture(scope="module")
 def colocated(tmp_path_factory):
-    settings = SETTINGS.replace(mode="colocate")
+    settings = SETTINGS.replace(mode="colocate", cores=None)
     with PolicyServer(settings, tmp_path_factory.mktemp("colocated"), lora_rank=LORA_RANK) as engine:
         yield engine
 
