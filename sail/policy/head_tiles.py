@@ -98,8 +98,8 @@ class TorchTiles:
         self._buffer: Tensor | None = None
 
     def scores(self, start: int) -> tuple[Tensor, Tensor]:
-        logits = self._logits(start)
-        picked, top = self._picked(logits, start), logits.amax(dim=-1)
+        logits = self.logits(start)
+        picked, top = self.at_targets(logits, start), logits.amax(dim=-1)
         total = logits.sub_(top[:, None]).exp_().sum(-1)
         self._room -= logits.nbytes
         if self._room >= 0:
@@ -115,15 +115,15 @@ class TorchTiles:
             grad = torch.mul(weights, ((top - lse).exp_() * -scale)[:, None], out=self._tile_of(weights.shape[1]))
             grad[rows, columns] += scale[rows]
             return grad
-        logits = self._logits(start)
+        logits = self.logits(start)
         grad = self._to_change(logits).sub_(lse[:, None]).exp_().mul_(-scale[:, None])
         grad[rows, columns] += scale[rows]
         return self.head.transform.backward(grad, logits).to(self.head.hidden.dtype)
 
     def softmax(self, start: int) -> SoftmaxTile:
-        logits = self._logits(start)
+        logits = self.logits(start)
         top = logits.amax(dim=-1)
-        picked, weights = self._picked(logits, start), self._to_change(logits).sub_(top[:, None]).exp_()
+        picked, weights = self.at_targets(logits, start), self._to_change(logits).sub_(top[:, None]).exp_()
         total = weights.sum(-1)
         weights = self.head.transform.backward(weights, logits).to(self.head.hidden.dtype)
         return SoftmaxTile(picked, weights, top, total)
@@ -132,8 +132,8 @@ class TorchTiles:
         """The logits themselves where the gradient needs them no more."""
         return logits if self.head.transform == AS_IS else logits.clone()
 
-    def _logits(self, start: int) -> Tensor:
-        """[N, tile] z."""
+    def logits(self, start: int) -> Tensor:
+        """[N, tile] z, until the next tile."""
         head = self.head
         raw = self._raw(head.weight_tile(start, self.size))
         if head.bias is not None:
@@ -154,7 +154,8 @@ class TorchTiles:
             self._buffer = self.head.hidden.new_empty(tokens * min(self.size, len(self.head.weight)))
         return self._buffer[: tokens * width].view(tokens, width)
 
-    def _picked(self, logits: Tensor, start: int) -> Tensor:
+    def at_targets(self, logits: Tensor, start: int) -> Tensor:
+        """[N] z of the targets that lie in the tile, 0 for others."""
         rows, columns = self._targets_in(start)
         picked = logits.new_zeros(len(logits))
         picked[rows] = logits[rows, columns]

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from sail.policy.architectures import bare_model, fused_head_of, logit_transform, takes_trees
 from sail.policy.encoder_decoder import decoder_rows, each_prompt_once, start_id
-from sail.policy.fused_head import fused_logps
+from sail.policy.fused_head import fused_logps, head_of
 from sail.policy.rows import Row, ScoredBatch, padded_rows, split_by_tokens, tree_microbatches
 from sail.policy.token_statistics import TokenStatistics, token_statistics
 from sail.policy.trees import tree_rows
@@ -58,7 +58,7 @@ def fused_head_logps(
         scored = batch.at_scored(hidden)
         scores.append(fused_logps(scored, head, batch.target, transform))
         if statistics:
-            beside.append(token_statistics(scored, head, batch.target, transform))
+            beside.append(token_statistics(head_of(scored, head.weight, head.bias, batch.target, transform)))
         return hidden[:0]
 
     empty_logits = _forward(model, head, score, batch)

@@ -86,6 +86,20 @@ def server_command(plan: LaunchPlan, settings: VllmSettings) -> list[str]:
     return [sys.executable, "-m", module, *_argv(where | flags), *_argv(_own_args(settings.args))]
 
 
+def check_cores(settings: VllmSettings, device: Device, where: str = "vllm") -> None:
+    """Refuse cores that this process may not use: vLLM says nothing of them, and runs on whatever it gets."""
+    if settings.cores is None or device != "cpu":
+        return
+    spans = [list(map(int, span.split("-"))) for span in re.split(r"[,|]", settings.cores)]
+    asked = {core for span in spans for core in range(span[0], span[-1] + 1)}
+    there = os.sched_getaffinity(0)
+    if missing := sorted(asked - there):
+        raise UserError(
+            f"{settings.cores!r} names {missing}, this process may use {sorted(there)}",
+            where=f"{where}.cores", cure="Name cores of those, or leave it out",
+        )  # fmt: skip
+
+
 def check_transfer(settings: VllmSettings, device: Device) -> None:
     """UserError where weights cannot be handed over from GPU to GPU."""
     if settings.weight_transfer is not None and device == "cpu":
@@ -125,23 +139,11 @@ def server_environment(settings: VllmSettings, device: Device, version: str) -> 
         environment["VLLM_TARGET_DEVICE"] = "cpu"
         environment.pop("VLLM_BATCH_INVARIANT", None)  # the first request would kill a CPU server
         if settings.cores is not None:
-            environment["VLLM_CPU_OMP_THREADS_BIND"] = _of_this_machine(settings.cores)
+            check_cores(settings, device)
+            environment["VLLM_CPU_OMP_THREADS_BIND"] = settings.cores
     elif settings.gpus:
         environment["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, settings.gpus))
     return environment
-
-
-def _of_this_machine(cores: str) -> str:
-    """The cores, all of which this process may use: vLLM says nothing of others, and runs on whatever it gets."""
-    spans = [list(map(int, span.split("-"))) for span in re.split(r"[,|]", cores)]
-    asked = {core for span in spans for core in range(span[0], span[-1] + 1)}
-    there = os.sched_getaffinity(0)
-    if missing := sorted(asked - there):
-        raise UserError(
-            f"{cores!r} names {missing}, this process may use {sorted(there)}",
-            where="vllm.cores", cure="Name cores of those, or leave it out",
-        )  # fmt: skip
-    return cores
 
 
 def serving_dtype(settings: VllmSettings, device: Device) -> str:

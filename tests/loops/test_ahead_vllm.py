@@ -1,12 +1,10 @@
 """Samples of the next round drawn by a real server while a round trains: the same bytes, however it goes."""
 
-import json
 import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -14,8 +12,8 @@ from sail.core.artifacts import Artifact
 from sail.core.store import Store
 from sail.serving.policy_server import PolicyServer
 from sail.serving.processes import descendants, send_signal
+from tests.loops.random_policy import sail_dp
 from tests.loops.running import (
-    NO_EVALUATION,
     Zygote,
     committed,
     digests,
@@ -24,9 +22,7 @@ from tests.loops.running import (
     planned,
     stop_at,
     store_of,
-    write_config,
 )
-from tests.loops.test_refresh_vllm import that_reads
 from tests.serving_fixtures import TinyPolicy, serve
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(1200)]
@@ -39,27 +35,15 @@ def config(
 ) -> Iterator[Path]:
     """SAIL-DP of a random policy, three rounds, through a server that is there."""
     folder, policy = tmp_path_factory.mktemp("ahead"), tiny_policies["untied-a"]
-    lines = [json.dumps({"prompt": f"what is {index} and {2 * index}?"}) + "\n" for index in range(8)]
-    (folder / "prompts.jsonl").write_text("".join(lines))
-    settings: dict[str, Any] = {
-        "model_name_or_path": str(that_reads(policy, folder / "policy")),
-        "data": {"prompts": {"path": str(folder / "prompts.jsonl")}},
-        "prompts": {"from": "prompts", "per_round": 8},
+    changes = {
         "num_rounds": 3,
         "round": {"staleness": 1},
-        "routes": {"online": {"responses": "policy", "labels": "policy", "sail_coef": 0.1}},
-        "loss": {"type": "dpo", "beta": 0.1},
         "importance_sampling": {"mode": "truncate"},
-        "update": {"steps": _STEPS, "train_batch_size": 8, "learning_rate": 1e-3, "save_steps": 5},
-        "generation": {"engine": "vllm", "max_completion_length": 16, "shard_size": 2},
-        "vllm": {
-            "mode": "external", "server_urls": [serve(policy_server, policy).base_url], "concurrency": 8,
-            "max_retries": 0,
-        },
-        "hygiene": {"truncated": "keep", "ties": "keep"},
-        "evaluation": NO_EVALUATION,
-    }  # fmt: skip
-    yield write_config(folder / "c.yaml", settings)
+        "update": {"steps": _STEPS, "train_batch_size": 8, "save_steps": 5},
+        "generation": {"shard_size": 2},
+        "vllm": {"max_retries": 0},
+    }
+    yield sail_dp(folder, policy, serve(policy_server, policy).base_url, changes)
     policy_server.policy = None  # it was given other weights behind its owner's back
     policy_server.replicas[0].held.model_version = None
 

@@ -1,56 +1,25 @@
 """Refreshes through a real vLLM server: whole weights through memory, a kill in the middle, equal weights."""
 
 import json
-import shutil
 import signal
 from pathlib import Path
-from typing import Any
 
 import pytest
-from tokenizers.pre_tokenizers import ByteLevel
-from transformers import Qwen2Tokenizer
 
 from sail import load_run
 from sail.core.atomic import tree_files
 from sail.serving.policy_server import PolicyServer
-from tests.loops.running import NO_EVALUATION, Zygote, kill_at, store_of, weights, write_config
-from tests.serving_fixtures import VOCAB_SIZE, TinyPolicy, serve
+from tests.loops.random_policy import sail_dp
+from tests.loops.running import Zygote, kill_at, store_of, weights
+from tests.serving_fixtures import TinyPolicy, serve
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(1200)]
-_TEMPLATE = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
-
-
-def that_reads(policy: TinyPolicy, folder: Path) -> Path:
-    """The policy with a tokenizer for text: a token a byte, and words for the rest of its vocabulary."""
-    shutil.copytree(policy.path, folder)
-    pieces = ["<pad>", "<unk>", "<eos>", *sorted(ByteLevel.alphabet())]
-    pieces += [f"w{index}" for index in range(len(pieces), VOCAB_SIZE)]
-    special = {"pad_token": "<pad>", "unk_token": "<unk>", "eos_token": "<eos>"}
-    tokenizer = Qwen2Tokenizer({piece: index for index, piece in enumerate(pieces)}, [], **special)
-    tokenizer.chat_template = _TEMPLATE
-    tokenizer.save_pretrained(folder)
-    return folder
 
 
 def config(folder: Path, policy: TinyPolicy, url: str) -> Path:
-    """SAIL-DP of a random policy through a server that is there: four steps, four refreshes."""
-    lines = [json.dumps({"prompt": f"what is {index} and {2 * index}?"}) + "\n" for index in range(8)]
-    (folder / "prompts.jsonl").write_text("".join(lines))
-    settings: dict[str, Any] = {
-        "model_name_or_path": str(that_reads(policy, folder / "policy")),
-        "data": {"prompts": {"path": str(folder / "prompts.jsonl")}},
-        "prompts": {"from": "prompts", "per_round": 8},
-        "num_rounds": 1,
-        "steps_per_generation": 1,
-        "routes": {"online": {"responses": "policy", "labels": "policy", "sail_coef": 0.1}},
-        "loss": {"type": "dpo", "beta": 0.1},
-        "update": {"steps": 4, "train_batch_size": 2, "learning_rate": 1e-3, "save_steps": 2},
-        "generation": {"engine": "vllm", "max_completion_length": 16},
-        "vllm": {"mode": "external", "server_urls": [url], "concurrency": 8},
-        "hygiene": {"truncated": "keep", "ties": "keep"},
-        "evaluation": NO_EVALUATION,
-    }
-    return write_config(folder / "c.yaml", settings)
+    """Four steps, four refreshes."""
+    update = {"steps": 4, "train_batch_size": 2, "save_steps": 2}
+    return sail_dp(folder, policy, url, {"num_rounds": 1, "steps_per_generation": 1, "update": update})
 
 
 def test_a_round_killed_between_refreshes_of_a_server_ends_with_equal_weights(

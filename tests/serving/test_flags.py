@@ -11,6 +11,7 @@ import pytest
 
 from sail.core.errors import UserError
 from sail.core.run_settings import VllmSettings
+from sail.generation import ENGINES
 from sail.serving.flags import ENTRY_MODULE, LaunchPlan, rests_by, server_command, server_environment
 
 CPU_ONLY = {
@@ -51,6 +52,8 @@ def test_a_cpu_server_keeps_to_its_cores_and_one_that_is_not_there_is_refused():
     assert "VLLM_CPU_OMP_THREADS_BIND" not in server_environment(VllmSettings(), "cpu", "3fa9")
     with pytest.raises(UserError, match=r"vllm\.cores: .* names \[9999\], this process may use"):
         server_environment(VllmSettings(cores=f"{core}|9999"), "cpu", "3fa9")
+    with pytest.raises(UserError, match=r"vllm\.cores: "):
+        ENGINES["vllm"].check(VllmSettings(cores=9999))  # before anything runs
     for wrong in ({"cores": "0-"}, {"mode": "colocate", "cores": "0"}):
         with pytest.raises(ValueError, match="cores"):
             VllmSettings(**wrong)

@@ -16,8 +16,8 @@ from sail.serving.processes import descendants
 from sail.update.inputs import UpdateInputs, update_recipe
 from sail.update.launch import Job, Launch, read_job, write_job
 from sail.update.stage import update
+from tests.update.desks import CONFIGS, SPREAD, kto, sail
 from tests.update.stored import World
-from tests.update.test_processes import CONFIGS, SPREAD, kto, sail
 from tests.update.test_update import largest_difference
 
 _DRIVER = """

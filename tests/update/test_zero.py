@@ -14,8 +14,7 @@ from sail.policy.scoring import score_here
 from sail.update.inputs import UpdateInputs
 from sail.update.stage import train
 from sail.update.zero import check_asked, check_installed, zero_engine
-from tests.update.stored import World
-from tests.update.test_processes import (
+from tests.update.desks import (
     BATCH,
     CASES,
     DPO,
@@ -26,8 +25,10 @@ from tests.update.test_processes import (
     dro_v,
     sail,
     scorings,
+    trained_alone,
     without_the_end,
 )
+from tests.update.stored import World
 
 needs_deepspeed = pytest.mark.skipif(find_spec("deepspeed") is None, reason="pip install -e '.[deepspeed]'")
 RUN = {1: ["sail"], 2: ["sail"], 3: ["sail", "few_rows", "lora", "tied"]}  # by stage
@@ -47,13 +48,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
 @pytest.fixture(scope="module")
 def alone(world: World) -> dict[str, Trained]:
     """Every case in one process."""
-    trained = {}
-    for name in sorted({name for names in RUN.values() for name in names}):
-        workspace = world.root / "alone" / name
-        workspace.mkdir(parents=True)
-        train(Workspace(workspace, lambda text: None), CASES[name](world))
-        trained[name] = Trained(workspace)
-    return trained
+    return trained_alone(world, sorted({name for names in RUN.values() for name in names}))
 
 
 @pytest.fixture(scope="module")
