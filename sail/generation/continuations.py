@@ -49,7 +49,8 @@ class _SharedPrompts:
         ids = torch.tensor([[token for prompt in prompts for token in prompt]], device=device)
         positions = torch.cat([torch.arange(len(prompt), device=device) for prompt in prompts])
         samples = _samples(counts).to(device)
-        self.logits = self._forward(ids, positions[None], lengths.cumsum(0) - 1)[samples]
+        self.logits = self._forward(ids, positions[None], self.shared.prompts.predicting)[samples]
+        self.shared.predicting = None
         self.positions = lengths[samples][None]
 
     def next_logits(self, banned: Sequence[int] = ()) -> Tensor:

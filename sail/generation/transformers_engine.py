@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 from transformers import AutoTokenizer
 
 from sail.core.records import StopKind
@@ -15,6 +16,8 @@ from sail.generation.linear_alignment import Aligned
 from sail.policy.chat import response_text
 from sail.policy.devices import compute_device, free_memory, to_device
 from sail.policy.loading import Checkpoint, Resident, eos_ids, load_policy, model_folder
+
+_BLOCK = 64  # tokens of the vocabulary that are summed together
 
 
 class TransformersEngine:
@@ -57,7 +60,7 @@ class TransformersEngine:
         for step in range(settings.max_completion_length):
             banned = self._eos if step < settings.min_tokens else ()
             probs = sampling_probabilities(responses.next_logits(banned), settings)
-            tokens = _inverse_cdf(probs, uniforms[:, step])
+            tokens = inverse_cdf(probs, uniforms[:, step])
             chosen = probs.gather(-1, tokens[:, None]).squeeze(-1).log()
             for stream, token, logp in zip(streams, tokens.tolist(), chosen.tolist(), strict=True):
                 stream.append(token, logp, self._stop_kind(stream, token, settings))
@@ -110,8 +113,9 @@ class _Stream:
 
 
 def sampling_probabilities(logits: Tensor, settings: GenerationSettings) -> Tensor:
-    """The distribution really sampled, [B, V] float64: temperature, top-k, top-p, min-p, renormalised."""
-    probs = torch.softmax(logits.double() / settings.temperature, dim=-1)
+    """The distribution really sampled, [B, V] float32: temperature, top-k, top-p, min-p, renormalised."""
+    warmed = logits if settings.temperature == 1 else logits.float() / settings.temperature
+    probs = torch.softmax(warmed, dim=-1, dtype=torch.float32)
     if settings.top_k:
         kth = probs.topk(min(settings.top_k, probs.shape[-1]), dim=-1).values[:, -1:]
         probs = probs.masked_fill(probs < kth, 0)
@@ -127,11 +131,18 @@ def sampling_probabilities(logits: Tensor, settings: GenerationSettings) -> Tens
     return probs
 
 
-def _inverse_cdf(probs: Tensor, uniforms: np.ndarray) -> Tensor:
-    cdf = probs.cumsum(-1)
-    draws = torch.from_numpy(uniforms).to(cdf.device)[:, None] * cdf[:, -1:]
-    tokens = torch.searchsorted(cdf, draws, right=True).squeeze(-1)
-    return tokens.clamp(max=probs.shape[-1] - 1)
+def inverse_cdf(probs: Tensor, uniforms: np.ndarray) -> Tensor:
+    """[B] the token at which the distribution reaches u: which block of the vocabulary, then where in it. The sums are
+    float64, but those of whole rows are never written."""
+    blocks = pad(probs, (0, -probs.shape[-1] % _BLOCK)).unflatten(-1, (-1, _BLOCK))
+    ends = blocks.sum(-1, dtype=torch.float64).cumsum(-1)
+    draws = torch.from_numpy(uniforms).to(ends.device)[:, None] * ends[:, -1:]
+    chosen = torch.searchsorted(ends, draws, right=True).clamp(max=ends.shape[-1] - 1)
+    block = blocks[torch.arange(len(blocks), device=blocks.device), chosen.squeeze(-1)]
+    within = block.cumsum(-1, dtype=torch.float64)
+    rest = draws - (ends.gather(-1, chosen) - within[:, -1:])
+    below_end = torch.nextafter(within[:, -1:], torch.zeros_like(rest))  # no token of probability 0 by rounding
+    return (chosen * _BLOCK + torch.searchsorted(within, torch.minimum(rest, below_end), right=True)).squeeze(-1)
 
 
 def _grouped(drawn: list[Drawn], counts: Sequence[int]) -> list[list[Drawn]]:

@@ -2,8 +2,11 @@
 
 The counterpart of trees for sampling. Prompts are read as one packed row without padding; then one token of every
 sample is a row, and attention keeps what it will need: the keys and values of each prompt, those of each sample behind
-them in a buffer that grows by doubling. A sample attends to both under one softmax: the same as a cache of its own that
-begins with a copy of the prompt.
+them in a buffer that grows by a few tokens. A sample attends to both under one softmax: the same as a cache of its own
+that begins with a copy of the prompt.
+
+Products go over whole buffers, with no weight on what is not filled yet: read from end to end, they come from memory
+three times as fast as the filled part of each alone.
 """
 
 from collections.abc import Sequence
@@ -15,7 +18,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from sail.policy.tree_attention import Tree, TreeLayout, attend
 
-_FIRST_CAPACITY = 64
+_ROOM = 16  # tokens by which a buffer grows
 
 
 class SharedPrompts:
@@ -30,6 +33,7 @@ class SharedPrompts:
         self.counts = list(counts)
         self.num_groups = len(prompts) if even else sum(counts)  # uneven: every sample is a group, with its own copy
         self.prompts = TreeLayout([Tree(length, ()) for length in self.lengths], device)
+        self.predicting: Tensor | None = self.prompts.predicting  # tokens that count for what comes next; None: all
         self.num_read = 0  # tokens of each sample
         self.layers: dict[int, _Layer] = {}
         self.unseen = self._unseen(device)
@@ -55,7 +59,8 @@ class SharedPrompts:
         in_prompt = q.flatten(2, 3) @ layer.keys.transpose(-1, -2)  # [g, h, n * r, prompt]
         if self.unseen is not None:
             in_prompt = in_prompt.masked_fill(self.unseen, -torch.inf)
-        own = (q @ own_keys.transpose(-1, -2)).flatten(2, 3)  # [g, h, n * r, read]
+        own = (q @ own_keys.transpose(-1, -2)).flatten(2, 3)  # [g, h, n * r, room]
+        own[..., self.num_read + 1 :] = -torch.inf
         wide = torch.promote_types(q.dtype, torch.float32)
         weights = torch.cat([in_prompt, own], dim=-1).softmax(-1, dtype=wide).to(value.dtype)
         on_prompt, on_own = weights.split([in_prompt.shape[-1], own.shape[-1]], dim=-1)
@@ -85,25 +90,19 @@ class SharedPrompts:
 
 
 class _Layer:
-    """Keys and values of one layer: the prompts' [g, h, prompt, D], the samples' [g, h, n, capacity, D]."""
+    """Keys and values of one layer: the prompts' [g, h, prompt, D], the samples' [g, h, n, room, D]."""
 
     def __init__(self, keys: Tensor, values: Tensor) -> None:
         self.keys, self.values = keys, values
         self._own: tuple[Tensor, Tensor] | None = None
 
     def append(self, key: Tensor, value: Tensor, position: int) -> tuple[Tensor, Tensor]:
-        """Put one token's [g, h, n, D] at `position`; everything up to it, [g, h, n, position + 1, D]."""
-        own = self._with_room(key, position)
-        for buffer, states in zip(own, (key, value), strict=True):
+        """Put one token's [g, h, n, D] at `position`; the whole buffers, zero behind it."""
+        if position % _ROOM == 0:
+            room = key.new_zeros(*key.shape[:-1], _ROOM, key.shape[-1])
+            keys, values = self._own or (room[..., :0, :], room[..., :0, :])
+            self._own = torch.cat([keys, room], dim=-2), torch.cat([values, room], dim=-2)
+        assert self._own is not None, "positions come one after another, from 0"
+        for buffer, states in zip(self._own, (key, value), strict=True):
             buffer[..., position, :] = states
-        self._own = own
-        return own[0][..., : position + 1, :], own[1][..., : position + 1, :]
-
-    def _with_room(self, like: Tensor, position: int) -> tuple[Tensor, Tensor]:
-        if self._own is None:
-            shape = (*like.shape[:-1], _FIRST_CAPACITY, like.shape[-1])
-            return like.new_empty(shape), like.new_empty(shape)
-        keys, values = self._own
-        if position < keys.shape[-2]:
-            return keys, values
-        return torch.cat([keys, torch.empty_like(keys)], dim=-2), torch.cat([values, torch.empty_like(values)], dim=-2)
+        return self._own

@@ -15,7 +15,6 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 from transformers.activations import SiLUActivation
 
-from sail.policy.tree_attention import TreeLayout
 from sail.policy.trees import tree_attention
 
 _LLAMA_LIKE = ("Llama", "Mistral", "Mixtral", "Qwen2", "Granite")
@@ -84,7 +83,9 @@ def _attention(
     self: Any, x: Tensor, asking: Tensor, turns: tuple[Tensor, Tensor], of_asking: tuple[Tensor, Tensor], **kwargs: Any
 ) -> Tensor:
     """Of the rows `asking` [B, Q, H] to all rows x [B, T, H]; turns: cosines and sines of their positions."""
-    query, key = _rotated(self.q_proj, asking, of_asking), _rotated(self.k_proj, x, turns)
+    by_head = _by_head(*turns)
+    query = _rotated(self.q_proj, asking, by_head if of_asking is turns else _by_head(*of_asking))
+    key = _rotated(self.k_proj, x, by_head)
     value = self.v_proj(x).unflatten(-1, (-1, self.head_dim))
     states = [heads.transpose(1, 2) for heads in (query, key, value)]
     dropout = self.attention_dropout if self.training else 0.0
@@ -92,11 +93,11 @@ def _attention(
     return self.o_proj(output.flatten(2))  # type: ignore[no-any-return]
 
 
-def _rotated(linear: nn.Linear, x: Tensor, turns: tuple[Tensor, Tensor]) -> Tensor:
+def _rotated(linear: nn.Linear, x: Tensor, by_head: tuple[Tensor, Tensor]) -> Tensor:
     """[B, T, heads, D]"""
     if torch.is_grad_enabled():
-        return _RotatedLinear.apply(x, linear.weight, linear.bias, *turns)  # type: ignore[no-any-return]
-    return _turn(linear(x), *_by_head(*turns))
+        return _RotatedLinear.apply(x, linear.weight, linear.bias, *by_head)  # type: ignore[no-any-return]
+    return _turn(linear(x), *by_head)
 
 
 def _last_layer_forward(self: Any, hidden_states: Tensor, **kwargs: Any) -> Tensor:
@@ -105,15 +106,16 @@ def _last_layer_forward(self: Any, hidden_states: Tensor, **kwargs: Any) -> Tens
     The other positions leave as they came.
     """
     trees, turns, attention = kwargs.get("trees"), kwargs["position_embeddings"], self.self_attn
-    if not isinstance(trees, TreeLayout) or not _takes_rotation(attention, hidden_states, turns):
+    predicting = None
+    if trees is not None and _takes_rotation(attention, hidden_states, turns):
+        predicting = trees.predicting
+    if predicting is None:
         return type(self).forward(self, hidden_states, **kwargs)  # type: ignore[no-any-return]
     normed = self.input_layernorm(hidden_states)
-    asking, residual, cos, sin = (
-        states.index_select(1, trees.predicting) for states in (normed, hidden_states, *turns)
-    )
+    asking, residual, cos, sin = (states.index_select(1, predicting) for states in (normed, hidden_states, *turns))
     residual = residual + _attention(attention, normed, asking, turns, (cos, sin), trees=trees)
     residual = residual + self.mlp(self.post_attention_layernorm(residual))
-    return hidden_states.index_copy(1, trees.predicting, residual)
+    return hidden_states.index_copy(1, predicting, residual)
 
 
 def _plain(x: Tensor, weight: Tensor) -> bool:
@@ -196,8 +198,7 @@ class _RotatedLinear(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, cos: Tensor, sin: Tensor) -> Tensor:
-        cos, signed = _by_head(cos, sin)
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, cos: Tensor, signed: Tensor) -> Tensor:
         ctx.save_for_backward(x, weight, cos, signed)
         return _turn(F.linear(x, weight, bias), cos, signed)
 

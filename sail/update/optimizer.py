@@ -5,7 +5,6 @@ import math
 import torch
 
 from sail.core.run_settings import UpdateSettings
-from sail.policy.devices import compute_device
 from sail.update.eight_bit import EIGHT_BIT, eight_bit_optimizer
 from sail.update.zero import AnyOptimizer
 
@@ -20,8 +19,7 @@ def make_optimizer(model: torch.nn.Module, settings: UpdateSettings) -> torch.op
     rate = settings.learning_rate
     betas = (settings.adam_beta1, settings.adam_beta2)
     if settings.optimizer == "adamw":
-        fused = True if compute_device().type == "cuda" else None
-        return torch.optim.AdamW(groups, lr=rate, betas=betas, eps=settings.adam_epsilon, fused=fused)
+        return torch.optim.AdamW(groups, lr=rate, betas=betas, eps=settings.adam_epsilon, fused=True)
     if settings.optimizer in EIGHT_BIT:
         return eight_bit_optimizer(settings.optimizer, groups, lr=rate, betas=betas, eps=settings.adam_epsilon)
     if settings.optimizer == "rmsprop":

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from datasets import Dataset
@@ -148,6 +148,7 @@ def ours(model: Path, work: Work, folder: Path, engine: str, *, fresh: bool = Tr
 
 def _settings(model: Path, data: Path, work: Work, engine: str, fresh: bool) -> Mapping[str, Any]:
     rounds = work.num_steps if fresh else 1
+    samples = 2 * work.num_prompts // rounds  # a round's, all at once
     return {
         "model_name_or_path": str(model),
         "data": {"prompts": {"path": str(data)}},
@@ -159,9 +160,9 @@ def _settings(model: Path, data: Path, work: Work, engine: str, fresh: bool) -> 
         "round": {"optimizer": "carry"},
         "update": {
             "steps": work.num_steps // rounds, "train_batch_size": work.batch_size, "learning_rate": LEARNING_RATE,
-            "lr_scheduler_type": "constant", "warmup_ratio": 0.0,
+            "lr_scheduler_type": "constant", "warmup_ratio": 0.0, "entropy_every": 0,
         },
-        "generation": {"engine": engine, "max_completion_length": work.new_tokens, "batch_size": 2 * work.batch_size},
+        "generation": {"engine": engine, "max_completion_length": work.new_tokens, "batch_size": samples},
         "hygiene": {"truncated": "keep"},
         "evaluation": {"num_prompts": 0},
     }  # fmt: skip
@@ -203,38 +204,68 @@ def trl(model: Path, work: Work, folder: Path) -> Spent:
 # ---- the floor -------------------------------------------------------------------------------------------------------
 
 
+class Rows(NamedTuple):
+    """Tokens of one forward pass: through the layers, through what of the last layer only a prediction needs (all but
+    its keys and values), and through the head."""
+
+    run: int
+    predicting: int
+    scored: int
+
+
+def _passes(num_prompts: int, work: Work) -> tuple[Rows, Rows, Rows]:
+    """Prompts before sampling, a token of every sample, and rows that are scored: prompts once, no last token."""
+    samples, prompt = 2 * num_prompts, num_prompts * work.prompt_tokens
+    branches = samples * (work.new_tokens - 1)
+    return (
+        Rows(prompt, num_prompts, num_prompts),
+        Rows(samples, samples, samples),
+        Rows(prompt + branches, num_prompts + branches, samples * work.new_tokens),
+    )
+
+
+_KEYS = ((192, 192),) * 2  # inner, columns: k v
+_REST = ((192, 192),) * 2 + ((192, 640),) * 2 + ((640, 192),)  # q o, gate up, down
+_LAYERS = 4
+
+
 def floor_flops(work: Work) -> dict[str, float]:
-    """The fewest FLOPs of each stage: 2 per weight and token (embedding aside, head at predicting positions)."""
-    samples = 2 * work.num_prompts
-    layer = 4 * 192 * 192 + 3 * 192 * 640
-    body, head = 2 * 4 * layer, 2 * 192 * VOCAB
-    prompt, new = work.num_prompts * work.prompt_tokens, samples * work.new_tokens
-    forward = body * (prompt + new) + head * new
-    return {"generation": float(forward), "reference": float(forward), "update": 3.0 * forward}
+    """The fewest FLOPs of each stage: 2 per weight and token that needs it, embedding aside, attention left out."""
+    prompts, step, scored = (_flops(rows) for rows in _passes(work.num_prompts, work))
+    return {"generation": prompts + (work.new_tokens - 1) * step, "reference": scored, "update": 3 * scored}
+
+
+def _flops(rows: Rows) -> float:
+    keys, rest = (sum(inner * columns for inner, columns in shapes) for shapes in (_KEYS, _REST))
+    layers = ((_LAYERS - 1) * rows.run + rows.predicting) * rest + _LAYERS * rows.run * keys
+    return 2.0 * (layers + rows.scored * 192 * VOCAB)
 
 
 def floor_seconds(work: Work) -> dict[str, float]:
-    """CPU s of the same products at the shapes they come in: a token of every sample of a batch is a row while
-    decoding; a batch's tokens are rows otherwise, prompts once. Attention and all that is no product is left out."""
-    samples = 2 * work.batch_size
-    prompt, new = work.batch_size * work.prompt_tokens, samples * work.new_tokens
-    generation = _forward_seconds(prompt, samples) + (work.new_tokens - 1) * _forward_seconds(samples, samples)
-    forward, backward = _forward_seconds(prompt + new, new), _backward_seconds(prompt + new, new)
-    stages = {"generation": generation, "reference": forward, "update": forward + backward}
-    return {stage: work.num_steps * seconds for stage, seconds in stages.items()}
+    """CPU s of the same products at the shapes they come in: all samples at once while sampling, then by batches."""
+    prompts, step, _ = _passes(work.num_prompts, work)
+    _, _, scored = _passes(work.batch_size, work)
+    generation = _forward_seconds(prompts) + (work.new_tokens - 1) * _forward_seconds(step)
+    forward, backward = (work.num_steps * seconds(scored) for seconds in (_forward_seconds, _backward_seconds))
+    return {"generation": generation, "reference": forward, "update": forward + backward}
 
 
-_LAYER = ((192, 192),) * 4 + ((192, 640),) * 2 + ((640, 192),)  # inner, columns: q k v o, gate up, down
+def _forward_seconds(rows: Rows) -> float:
+    layers = sum(_seconds(count, *shape) for count, shape in _products(rows))
+    return layers + _seconds(rows.scored, 192, VOCAB)
 
 
-def _forward_seconds(rows: int, scored: int) -> float:
-    return 4 * sum(_seconds(rows, *shape) for shape in _LAYER) + _seconds(scored, 192, VOCAB)
-
-
-def _backward_seconds(rows: int, scored: int) -> float:
+def _backward_seconds(rows: Rows) -> float:
     """Gradients of inputs and of weights."""
-    layer = sum(_seconds(rows, columns, inner) + _seconds(inner, rows, columns) for inner, columns in _LAYER)
-    return 4 * layer + _seconds(scored, VOCAB, 192) + _seconds(192, scored, VOCAB)
+    layers = sum(
+        _seconds(count, columns, inner) + _seconds(inner, count, columns) for count, (inner, columns) in _products(rows)
+    )
+    return layers + _seconds(rows.scored, VOCAB, 192) + _seconds(192, rows.scored, VOCAB)
+
+
+def _products(rows: Rows) -> list[tuple[int, tuple[int, int]]]:
+    whole = [(rows.run, shape) for shape in (_KEYS + _REST) * (_LAYERS - 1) + _KEYS]
+    return whole + [(rows.predicting, shape) for shape in _REST]
 
 
 @cache

@@ -12,11 +12,10 @@ import torch
 from scripts.bench.online import Spent, Work, ours, trl
 
 ROOT = Path(__file__).resolve().parents[2]
-_SMALL = Work(num_prompts=4, prompt_tokens=5, new_tokens=4, batch_size=2)
 
 
 def spent_by(system: str, model: Path, work: Work, folder: Path, threads: int) -> Spent:
-    """A small run first, untimed: imports and first calls are not a round's. Then the run."""
+    """The same work first, untimed: imports, first calls and memory's first use are not a round's. Then the run."""
     command = [
         sys.executable,
         "-m",
@@ -41,7 +40,7 @@ def _run(system: str, model: Path, work: Work, folder: Path) -> Spent:
 def main() -> None:
     system, model, work, folder = sys.argv[1], Path(sys.argv[2]), Work(**json.loads(sys.argv[3])), Path(sys.argv[4])
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
-    _run(system.replace("vLLM", "transformers"), model, _SMALL, folder / "small")
+    _run(system.replace("vLLM", "transformers"), model, work, folder / "before")
     print(json.dumps(asdict(_run(system, model, work, folder / "whole"))))
 
 

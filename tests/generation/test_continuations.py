@@ -57,3 +57,11 @@ def test_the_keys_of_a_prompt_are_held_once_for_all_its_samples() -> None:
         found = continuation(model, PROMPTS, [4, 4, 4])
     shared: SharedPrompts = found.shared  # type: ignore[attr-defined]
     assert [layer.keys.shape for layer in shared.layers.values()] == [(3, 2, 5, 8)] * 2  # prompts, heads, longest, D
+
+
+def test_a_prompt_passes_the_last_layer_at_its_last_token_alone() -> None:
+    model, rows = tiny_model("llama").eval(), list[int]()
+    model.model.layers[-1].mlp.register_forward_pre_hook(lambda _, inputs: rows.append(inputs[0].shape[1]))
+    with torch.no_grad():
+        continuation(model, PROMPTS, [2, 2, 2]).advance(torch.full((6,), 7))
+    assert rows == [3, 6]

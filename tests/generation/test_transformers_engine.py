@@ -3,6 +3,7 @@
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -11,7 +12,7 @@ from sail.core.records import Message, Prompt
 from sail.core.run_settings import GenerationSettings
 from sail.generation.engine import Drawn, SampleRequest
 from sail.generation.stage import greedy
-from sail.generation.transformers_engine import TransformersEngine, sampling_probabilities
+from sail.generation.transformers_engine import TransformersEngine, inverse_cdf, sampling_probabilities
 from tests.serving_fixtures import TinyPolicy, make_tiny_policy
 
 SETTINGS = GenerationSettings(engine="transformers", max_completion_length=12)
@@ -100,9 +101,9 @@ def test_draws_follow_the_distribution(engine: TransformersEngine, policy: TinyP
 def test_processing_is_temperature_then_the_cuts() -> None:
     logits = torch.tensor([[2.0, 1.0, 0.0, -1.0]])
     warm = sampling_probabilities(logits, SETTINGS.replace(temperature=2.0))
-    torch.testing.assert_close(warm, torch.softmax(logits.double() / 2, -1))
+    torch.testing.assert_close(warm, torch.softmax(logits / 2, -1))
     top_two = sampling_probabilities(logits, SETTINGS.replace(top_k=2))
-    torch.testing.assert_close(top_two[0, :2], torch.softmax(logits.double()[0, :2], -1))
+    torch.testing.assert_close(top_two[0, :2], torch.softmax(logits[0, :2], -1))
     assert float(top_two[0, 2:].sum()) == 0.0
     nucleus = sampling_probabilities(logits, SETTINGS.replace(top_p=0.7))
     assert (nucleus[0] > 0).tolist() == [True, True, False, False]  # .64, then .24 crosses .7
@@ -128,3 +129,21 @@ def test_a_policy_without_a_template_of_its_own_is_sampled(tmp_path: Path) -> No
     engine = TransformersEngine()
     engine.use(leaf(bare.path))
     assert len(engine.sample(REQUESTS, SETTINGS.replace(stop=("w5",)))) == 3
+
+
+@pytest.mark.parametrize("size", [7, 64, 1000])
+def test_a_draw_is_where_the_distribution_reaches_it(size: int) -> None:
+    draw = torch.Generator().manual_seed(size)
+    probs = torch.randn(50, size, generator=draw).mul(3).softmax(-1)
+    uniforms = np.random.default_rng(0).random(50)
+    cdf = probs.double().cumsum(-1)
+    expected = torch.searchsorted(cdf, torch.from_numpy(uniforms)[:, None] * cdf[:, -1:], right=True)
+    assert inverse_cdf(probs, uniforms).tolist() == expected.squeeze(-1).tolist()
+
+
+@pytest.mark.parametrize("uniform", [0.0, 0.5, np.nextafter(1.0, 0.0)])
+def test_a_token_that_was_cut_is_never_drawn(uniform: float) -> None:
+    """Neither at the ends of the vocabulary nor at those of a block."""
+    probs = torch.zeros(1, 200)
+    probs[0, [3, 60, 130]] = torch.tensor([0.3, 0.2, 0.5])
+    assert probs[0, inverse_cdf(probs, np.array([uniform]))] > 0
