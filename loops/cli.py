@@ -40,7 +40,7 @@ def init(preset: str, overrides: Overrides = None, out: NewFile = None) -> None:
     """Print (or write to --out) a commented config of a preset."""
     from loops.starter import starter_config
 
-    text = starter_config(preset, overrides or [])
+    text = starter_config(preset, overrides or [], str(out or f"{preset}.yaml"))
     if out is None:
         print(text, end="")
     elif out.exists():
@@ -151,7 +151,7 @@ def doctor(
     from loops.doctor import print_doctor
     from loops.server_check import check_server
 
-    settings = None if config is None else _load(config, overrides, None, False)[1]
+    settings = None if config is None else _settings(config, overrides)
     print_doctor(console)
     if server and find_spec("vllm"):
         check_server(settings, console)
@@ -178,8 +178,7 @@ def serve(config: str, overrides: Overrides = None) -> None:
     """Serve the config's starting model with vLLM, for runs with vllm.mode: external. Stop with Ctrl-C."""
     from loops.serving import serve_forever
 
-    _, settings, _ = _load(config, overrides, None, False)
-    serve_forever(settings, console)
+    serve_forever(_settings(config, overrides), console)
 
 
 def _cell(value: Any) -> str:
@@ -188,6 +187,13 @@ def _cell(value: Any) -> str:
     if isinstance(value, dict):
         return ", ".join(f"{key} {number:g}" for key, number in value.items()) or "-"
     return str(value or "-")
+
+
+def _settings(config: str, overrides: list[str] | None) -> "RunSettings":
+    """The settings of a config alone: nothing is kept in a run's folder."""
+    from loops.config import load_config
+
+    return load_config(config, overrides or []).settings
 
 
 def _load(

@@ -13,7 +13,7 @@ from rich.markup import escape
 from loops.iterate import RoundRecord
 from loops.life_story import story
 from loops.run import report_data, rows
-from loops.run_folder import RunFolder
+from loops.run_folder import PLAN, RECORD, RunFolder
 from sail.core.artifacts import Artifact
 from sail.core.errors import UserError
 from sail.core.records import PairVerdict, PreferencePair, ResponseRow, SampleGroup, ScoredGroup
@@ -26,7 +26,11 @@ from sail.evaluation.table import tables
 
 def read_records(run: Path) -> list[RoundRecord]:
     """The rounds of a run as the loop recorded them."""
-    path = run / "run.json"
+    path = run / RECORD
+    if not path.exists() and (run / PLAN).exists():
+        raise UserError(
+            f"{str(run)!r} has finished nothing yet", where="run", cure="Go on with the same `sail run` as before"
+        )
     if not path.exists():
         raise UserError(f"{str(run)!r} is no run", where="run", cure="Give a folder such as runs/quickstart")
     store = Store(RunFolder(run.absolute()).store_root)
@@ -44,12 +48,13 @@ def _artifact(store: Store, id: str) -> Artifact:
 
 
 def print_status(run: Path, console: Console) -> None:
-    records = read_records(run)
-    console.print(tables(rows(records)))
-    finished = json.loads((run / "run.json").read_text())["finished"]
-    partial = sorted(path.name for path in RunFolder(run.absolute()).store_root.glob("*.partial"))
-    console.print("complete" if finished else "not complete: the same `sail run` goes on")
-    for name in partial:
+    if (run / PLAN).exists() and not (run / RECORD).exists():
+        console.print("nothing finished yet: the same `sail run` goes on")
+    else:
+        console.print(tables(rows(read_records(run))))
+        finished = json.loads((run / RECORD).read_text())["finished"]
+        console.print("complete" if finished else "not complete: the same `sail run` goes on")
+    for name in sorted(path.name for path in RunFolder(run.absolute()).store_root.glob("*.partial")):
         console.print(f"half done in the store: {name}")
 
 

@@ -24,8 +24,9 @@ _SAE = {"path": "<safetensors file with W_enc, b_enc, threshold, trained on this
 _REWARD = {"rm": {"kind": "reward_model", "path": "<sequence-classification model; or fit: {data: prefs}>"}}
 
 
-def starter_config(preset: str, overrides: Sequence[str]) -> str:
-    """The text of a commented config: the parts every run needs, then the preset's own table as comments."""
+def starter_config(preset: str, overrides: Sequence[str], file: str) -> str:
+    """The text of a commented config, to be kept as `file`: the parts every run needs, then the preset's own table as
+    comments."""
     routes = read_preset(preset).get("routes", {}).values()
     origins = [origin for route in routes for origin in _origins(route)]
     samples = bool(set(SAMPLED) & set(origins))
@@ -45,7 +46,7 @@ def starter_config(preset: str, overrides: Sequence[str]) -> str:
         document["evaluation"] = {"num_prompts": 0}
     if "components.sae" in read_preset(preset)["about"]["needs"]:
         document["components"] = {"sae": _SAE}
-    head = _HEAD.format(preset=preset, file=f"{preset}.yaml")
+    head = _HEAD.format(preset=preset, file=file)
     body = yaml.safe_dump(override(document, overrides), sort_keys=False, width=110)
     shipped = (configs_folder() / "methods" / f"{preset}.yaml").read_text()
     inherited = "".join(f"#   {line}\n" if line else "#\n" for line in shipped.splitlines())

@@ -138,7 +138,10 @@ class HygieneSettings(Settings):
     identical: Literal["drop", "keep"] | None = meaning(
         None, "pairs of equal responses; default: keep if sail_coef > 0"
     )
-    ties: Literal["drop", "keep"] | None = meaning(None, "hard labels without a winner; kept ones become p = 1/2")
+    ties: Literal["drop", "keep"] | None = meaning(
+        None,
+        "hard labels without a winner; kept: p = 1/2; default: keep where sail_coef is above 0, else drop",
+    )
     min_margin: float = meaning(0.0, "drop pairs whose scores differ by less", ge=0)
 
 

@@ -28,7 +28,7 @@ Stream = Literal["prompts", "reward", "samples", "labels", "update", "evaluation
 class DataSettings(Settings):
     """A named source of prompts, demonstrations or preference pairs."""
 
-    path: str = meaning(doc="Hub id, file (jsonl, json, parquet, .gz) or folder of such files")
+    path: str = meaning(doc="Hub id, file (jsonl, json, parquet, csv, .gz) or folder of such files")
     name: str | None = meaning(None, "configuration of a Hub dataset")
     split: str | None = meaning(None, "split, or split[:n]")
     limit: int | None = meaning(None, "use the first n rows", gt=0)
@@ -52,7 +52,7 @@ class GenerationSettings(Settings):
     top_p: float = meaning(1.0, "1: off", gt=0, le=1)
     top_k: int = meaning(0, "0: off", ge=0)
     min_p: float = meaning(0.0, "0: off", ge=0, lt=1)
-    min_tokens: int = meaning(0, "no EOS before; 0: off", ge=0)
+    min_tokens: int = meaning(0, "tokens before which nothing ends a response; 0: off", ge=0)
     max_completion_length: int = meaning(256, "tokens", gt=0)
     overlong: Literal["drop", "error"] = meaning(
         "drop", "prompts whose longest response would pass the model's context; dropped ones are counted"
@@ -152,7 +152,7 @@ class LaunchSettings(Settings):
     """Several processes for updates and log-probs (docs/launch.md); default: the driver's own."""
 
     accelerate_config: str | None = execution(None, "ddp, fsdp2, zero2, zero3, or the path of a config; default: ddp")
-    num_processes: int | None = execution(None, "default: as many as gpus, or as the config file says", gt=0)
+    num_processes: int | None = execution(None, "default: as many as gpus, else as the file says, else all GPUs", gt=0)
     gpus: tuple[int, ...] = execution((), "CUDA devices of these processes; default: all visible")
     command: str | None = execution(None, "instead: 'srun ... accelerate launch ...', which is given the worker to run")
 
@@ -190,7 +190,7 @@ class UpdateSettings(Settings):
     steps: int | None = meaning(None, "optimizer steps a round; default: from epochs", gt=0)
     epochs: float = meaning(1.0, "passes over the slowest route; set steps where routes differ in size", gt=0)
     train_batch_size: int = meaning(128, "rows per optimizer step, over all processes", gt=0)
-    learning_rate: float = meaning(5e-7, "at the end of the warm-up; LoRA takes ten times as much", gt=0)
+    learning_rate: float = meaning(5e-7, "at the end of the warm-up; with LoRA give about ten times as much", gt=0)
     optimizer: Literal["adamw", "adamw_8bit", "paged_adamw_8bit", "rmsprop", "sgd"] = meaning(
         "adamw", "8 bits a moment through bitsandbytes; paged: moments move to the host where the GPU is full"
     )
@@ -265,7 +265,7 @@ class RunSettings(Settings):
     seeds: dict[Stream, Annotated[int, Field(ge=0)]] = meaning({}, "streams with a seed of their own: {reward: 0}")
     max_length: int | None = meaning(None, "tokens of prompt and response; default: the model's context", gt=0)
     chat_template_kwargs: dict[str, Any] = meaning({}, "passed to the chat template: {enable_thinking: false}")
-    chat_template: str | None = meaning(None, "file with a Jinja template, for tokenizers without one")
+    chat_template: str | None = meaning(None, "file with a Jinja template, instead of the tokenizer's own")
     lora: LoraSettings | None = meaning(None)
     data: dict[str, DataSettings] = meaning(doc="named sources")
     labelers: dict[str, LabelerSettings] = meaning({}, "named labelers")

@@ -8,12 +8,12 @@ from torch import Tensor
 from torch.nn.functional import pad
 from transformers import AutoTokenizer
 
+from sail.core.errors import UserError
 from sail.core.records import StopKind
 from sail.core.run_settings import GenerationSettings
 from sail.generation.continuations import Continuation, continuation
 from sail.generation.engine import Drawn, SampleRequest
 from sail.generation.linear_alignment import Aligned
-from sail.policy.chat import response_text
 from sail.policy.devices import compute_device, free_memory, to_device
 from sail.policy.loading import Checkpoint, Resident, eos_ids, load_policy, model_folder
 
@@ -58,12 +58,14 @@ class TransformersEngine:
         streams = [_Stream(request.seed + i) for request in requests for i in range(request.num_samples)]
         uniforms = np.stack([stream.uniforms(settings.max_completion_length) for stream in streams])
         for step in range(settings.max_completion_length):
-            banned = self._eos if step < settings.min_tokens else ()
+            banned = (*self._eos, *settings.stop_token_ids) if step < settings.min_tokens else ()
             probs = sampling_probabilities(responses.next_logits(banned), settings)
             tokens = inverse_cdf(probs, uniforms[:, step])
             chosen = probs.gather(-1, tokens[:, None]).squeeze(-1).log()
             for stream, token, logp in zip(streams, tokens.tolist(), chosen.tolist(), strict=True):
-                stream.append(token, logp, self._stop_kind(stream, token, settings))
+                if stream.stop_kind is None:
+                    stream.append(token, logp)
+                    stream.stop_kind = self._stop_kind(stream.token_ids, settings)
             if all(stream.stop_kind for stream in streams):
                 break
             responses.advance(tokens)
@@ -78,16 +80,17 @@ class TransformersEngine:
         principled = continuation(self._model, [request.principled_ids for request in requests], counts)
         return Aligned(principled, plain, settings.linear_alignment, settings.temperature)
 
-    def _stop_kind(self, stream: "_Stream", token: int, settings: GenerationSettings) -> StopKind | None:
-        if token in self._eos:
+    def _stop_kind(self, drawn: Sequence[int], settings: GenerationSettings) -> StopKind | None:
+        """What the last token of a response ended, if anything."""
+        if drawn[-1] in self._eos:
             return "eos"
-        if token in settings.stop_token_ids:
+        if drawn[-1] in settings.stop_token_ids:
             return "stop_token"
-        if settings.stop:
-            text = response_text(self._tokenizer, [*stream.token_ids, token])
+        if settings.stop and len(drawn) > settings.min_tokens:
+            text = str(self._tokenizer.decode(list(drawn), skip_special_tokens=True))
             if any(stop in text for stop in settings.stop):
                 return "stop_string"
-        return "length" if len(stream.token_ids) + 1 == settings.max_completion_length else None
+        return "length" if len(drawn) == settings.max_completion_length else None
 
 
 class _Stream:
@@ -102,11 +105,9 @@ class _Stream:
     def uniforms(self, count: int) -> np.ndarray:
         return np.random.Generator(np.random.Philox(self.seed)).random(count)
 
-    def append(self, token: int, logp: float, stop_kind: StopKind | None) -> None:
-        if self.stop_kind is None:
-            self.token_ids.append(token)
-            self.logprobs.append(logp)
-            self.stop_kind = stop_kind
+    def append(self, token: int, logp: float) -> None:
+        self.token_ids.append(token)
+        self.logprobs.append(logp)
 
     def drawn(self) -> Drawn:
         return Drawn(tuple(self.token_ids), tuple(self.logprobs), self.stop_kind or "length")
@@ -136,11 +137,16 @@ def inverse_cdf(probs: Tensor, uniforms: np.ndarray) -> Tensor:
     float64, but those of whole rows are never written."""
     blocks = pad(probs, (0, -probs.shape[-1] % _BLOCK)).unflatten(-1, (-1, _BLOCK))
     ends = blocks.sum(-1, dtype=torch.float64).cumsum(-1)
+    if not torch.isfinite(ends[:, -1]).all():
+        raise UserError(
+            "the policy's probabilities are not finite", where="generation",
+            cure="Its weights have diverged: lower update.learning_rate, and go on from a round before",
+        )  # fmt: skip
     draws = torch.from_numpy(uniforms).to(ends.device)[:, None] * ends[:, -1:]
     chosen = torch.searchsorted(ends, draws, right=True).clamp(max=ends.shape[-1] - 1)
     block = blocks[torch.arange(len(blocks), device=blocks.device), chosen.squeeze(-1)]
     within = block.cumsum(-1, dtype=torch.float64)
-    rest = draws - (ends.gather(-1, chosen) - within[:, -1:])
+    rest = (draws - (ends.gather(-1, chosen) - within[:, -1:])).clamp(min=0)
     below_end = torch.nextafter(within[:, -1:], torch.zeros_like(rest))  # no token of probability 0 by rounding
     return (chosen * _BLOCK + torch.searchsorted(within, torch.minimum(rest, below_end), right=True)).squeeze(-1)
 

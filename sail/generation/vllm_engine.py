@@ -107,7 +107,7 @@ class VllmEngine:
         folder, scorer = model_folder(policy), _Scorer(policy)
         base = base_model_dir(folder) if is_adapter(policy) else folder
         tokenizer = AutoTokenizer.from_pretrained(folder)
-        ends = frozenset({*eos_ids(policy, tokenizer), *eos_ids(Leaf(base, ""), tokenizer)})
+        ends = frozenset(eos_ids(policy, tokenizer))
         if is_adapter(policy) and self._settings.lora == "load":
             if base not in self._versions:
                 self._versions[base] = resolve_model(str(base)).key

@@ -7,7 +7,8 @@ last digits. What is not plain float32 on a CPU (autocast, a GPU, torch.compile,
 layer) takes the module's own forward, as does every module that is not listed here by the exact name of its class.
 """
 
-from types import MethodType
+from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import torch
@@ -26,19 +27,35 @@ BLOCK = 1024  # rows of an MLP's backward at a time: what they need stays in the
 
 
 def fuse_layers(model: nn.Module) -> None:
-    """Give the modules that are known here their forward of one function, in place; twice is as good as once."""
+    """Give the modules that are known here their forward of one function, in place; twice is as good as once.
+
+    By a class of the same name: a bound method as an attribute would hold its module, and keep a model that is dropped
+    in memory until the garbage collector comes by.
+    """
     for module in model.modules():
-        kind = type(module).__name__
-        if not type(module).__module__.startswith("transformers."):
-            continue
-        if kind in _NORMS:
-            module.forward = MethodType(_norm_forward, module)
-        elif kind in _GATED and isinstance(module.act_fn, nn.SiLU | SiLUActivation):
-            module.forward = MethodType(_mlp_forward, module)
-        elif kind in _ATTENTION:
-            module.forward = MethodType(_attention_forward, module)
-        elif kind in _DECODER and _is_last(module.self_attn):
-            module.forward = MethodType(_last_layer_forward, module)
+        kind: Any = type(module)
+        forward = _forward_of(module)
+        if forward is not None and not hasattr(kind, "unfused"):
+            module.__class__ = _with_forward(kind, forward)
+
+
+def _forward_of(module: Any) -> Callable[..., Any] | None:
+    kind = type(module).__name__
+    if not type(module).__module__.startswith("transformers."):
+        return None
+    if kind in _NORMS:
+        return _norm_forward
+    if kind in _GATED and isinstance(module.act_fn, nn.SiLU | SiLUActivation):
+        return _mlp_forward
+    if kind in _ATTENTION:
+        return _attention_forward
+    return _last_layer_forward if kind in _DECODER and _is_last(module.self_attn) else None
+
+
+@cache
+def _with_forward(kind: type[Any], forward: Callable[..., Any]) -> type[Any]:
+    """The class with another forward, and its own as `unfused`."""
+    return type(kind.__name__, (kind,), {"forward": forward, "unfused": kind.forward, "__module__": kind.__module__})
 
 
 def _is_last(attention: Any) -> bool:
@@ -47,7 +64,7 @@ def _is_last(attention: Any) -> bool:
 
 def _norm_forward(self: Any, hidden_states: Tensor) -> Tensor:
     if not _plain(hidden_states, self.weight):
-        return type(self).forward(self, hidden_states)  # type: ignore[no-any-return]
+        return self.unfused(hidden_states)  # type: ignore[no-any-return]
     if not torch.is_grad_enabled():  # a token at a time, calls of Python are what costs: none to autograd
         return F.rms_norm(hidden_states, self.weight.shape, self.weight, self.variance_epsilon)
     return _RMSNorm.apply(hidden_states, self.weight, self.variance_epsilon)  # type: ignore[no-any-return]
@@ -56,7 +73,7 @@ def _norm_forward(self: Any, hidden_states: Tensor) -> Tensor:
 def _mlp_forward(self: Any, x: Tensor) -> Tensor:
     linears = (self.gate_proj, self.up_proj, self.down_proj)
     if not (_plain(x, self.gate_proj.weight) and all(_ordinary(linear) and linear.bias is None for linear in linears)):
-        return type(self).forward(self, x)  # type: ignore[no-any-return]
+        return self.unfused(x)  # type: ignore[no-any-return]
     if not torch.is_grad_enabled():
         return self.down_proj(F.silu(self.gate_proj(x), inplace=True).mul_(self.up_proj(x)))  # type: ignore[no-any-return]
     result = _GatedMLP.apply(x.flatten(0, -2), *(linear.weight for linear in linears))
@@ -68,7 +85,7 @@ def _attention_forward(
 ) -> tuple[Tensor, Tensor | None]:
     if kwargs.get("trees") is None or not _takes_rotation(self, hidden_states, position_embeddings):
         own: tuple[Tensor, Tensor | None]
-        own = type(self).forward(self, hidden_states, position_embeddings, attention_mask, **kwargs)
+        own = self.unfused(hidden_states, position_embeddings, attention_mask, **kwargs)
         return own
     return _attention(self, hidden_states, hidden_states, position_embeddings, position_embeddings, **kwargs), None
 
@@ -110,7 +127,7 @@ def _last_layer_forward(self: Any, hidden_states: Tensor, **kwargs: Any) -> Tens
     if trees is not None and _takes_rotation(attention, hidden_states, turns):
         predicting = trees.predicting
     if predicting is None:
-        return type(self).forward(self, hidden_states, **kwargs)  # type: ignore[no-any-return]
+        return self.unfused(hidden_states, **kwargs)  # type: ignore[no-any-return]
     normed = self.input_layernorm(hidden_states)
     asking, residual, cos, sin = (states.index_select(1, predicting) for states in (normed, hidden_states, *turns))
     residual = residual + _attention(attention, normed, asking, turns, (cos, sin), trees=trees)

@@ -11,6 +11,7 @@ from functools import cache
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # M_* of malloc.h
 _KEPT = 2**31 - 1  # bytes, the most that mallopt takes
+_KEPT_BEFORE = 32 << 20  # the most that glibc before 2.35 does
 
 
 @cache
@@ -19,5 +20,5 @@ def keep_freed_memory() -> None:
     libc = ctypes.CDLL(None)
     said = "GLIBC_TUNABLES" in os.environ or any(name.startswith("MALLOC_") for name in os.environ)
     if hasattr(libc, "mallopt") and not said:
-        libc.mallopt(_MMAP_THRESHOLD, _KEPT)
+        libc.mallopt(_MMAP_THRESHOLD, _KEPT) or libc.mallopt(_MMAP_THRESHOLD, _KEPT_BEFORE)
         libc.mallopt(_TRIM_THRESHOLD, _KEPT)

@@ -1,5 +1,6 @@
 """Models from folders and the Hub, and back: full weights or a LoRA adapter, with tokenizer and chat template."""
 
+import json
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -233,15 +234,15 @@ def model_config(checkpoint: Checkpoint) -> Any:
     return AutoConfig.from_pretrained(base_folder(checkpoint))
 
 
-def eos_ids(model_or_checkpoint: Checkpoint, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
-    """Every id that ends a response: the tokenizer's EOS and those of the generation config."""
-    ids = {tokenizer.eos_token_id} if tokenizer.eos_token_id is not None else set()
-    config_file = model_folder(model_or_checkpoint) / "generation_config.json"
-    if config_file.exists():
-        import json
-
-        listed = json.loads(config_file.read_text()).get("eos_token_id")
-        ids |= set(listed) if isinstance(listed, list) else {listed} - {None}
+def eos_ids(checkpoint: Checkpoint, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+    """Every id that ends a response: the tokenizer's EOS and those of the generation config, which an adapter has from
+    its base model."""
+    ids = {tokenizer.eos_token_id} - {None}
+    for folder in {model_folder(checkpoint), base_folder(checkpoint)}:
+        config_file = folder / "generation_config.json"
+        if config_file.exists():
+            listed = json.loads(config_file.read_text()).get("eos_token_id")
+            ids |= set(listed) if isinstance(listed, list) else {listed} - {None}
     return tuple(sorted(ids))
 
 

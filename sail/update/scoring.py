@@ -22,10 +22,10 @@ def score(workspace: Workspace, inputs: ScoringInputs) -> dict[str, Any]:
     accelerator = make_accelerator(inputs.bf16)
     refuse_this(accelerator, ())
     groups = inputs.responses.read(SampleGroup, inputs.table)
-    rows, policy = rows_of(groups), load_policy(inputs.checkpoint)
+    rows, policy = rows_of(groups), load_policy(inputs.checkpoint, trainable=True)
     batches = microbatches(policy, [[row] for row in rows], inputs.max_tokens)
     mine = batches[accelerator.process_index :: accelerator.num_processes]
-    # accelerate shards a model only together with an optimizer; this one never steps
+    # accelerate shards a model only together with an optimizer of trainable weights; this one never steps
     model, _ = prepared(accelerator, policy, torch.optim.SGD(policy.parameters(), lr=0.0))
     logps = batch_logps(model, rows, mine, bf16=inputs.bf16)
     if sharded(accelerator) and len(mine) < -(-len(batches) // accelerator.num_processes):

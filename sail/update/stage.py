@@ -43,7 +43,11 @@ def update(
     assert launch is None or refresh is None, "refused before the run"
 
     def run(workspace: Workspace) -> dict[str, Any]:
-        return train(workspace, inputs, refresh) if launch is None else run_in_processes(workspace, inputs, launch)
+        if launch is not None:
+            return run_in_processes(workspace, inputs, launch)
+        figures = train(workspace, inputs, refresh)
+        free_memory()  # here, where nothing of the training is left
+        return figures
 
     return builder.build(update_recipe(inputs), run)
 
@@ -55,7 +59,6 @@ def train(workspace: Workspace, inputs: UpdateInputs, refresh: Refresh | None = 
     with feed(workspace, inputs, accelerator.unwrap_model(learners["policy"].model), refresh) as rows:
         position = _train(accelerator, learners, workspace, inputs, rows)
         counts = rows.counts()
-    free_memory()
     if accelerator.is_main_process:
         lines = "".join(json.dumps(metrics) + "\n" for metrics in position.metrics)
         (workspace.path / "metrics.jsonl").write_text(lines)

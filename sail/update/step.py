@@ -106,8 +106,6 @@ def train_step(
     learners: the policy under "policy" and, where a route has a critic, the value network under "value".
     """
     totals = StepSums(of_tokens=entropy)
-    for learner in learners.values():
-        learner.optimizer.zero_grad(set_to_none=True)
     statistics = batch_statistics(accelerator, learners["policy"].model, batch.items, objectives, settings)
     for name, items in batch.items.items():
         statistic = statistics.get(name)
@@ -127,6 +125,7 @@ def train_step(
         )  # fmt: skip
     for learner in learners.values():
         learner.optimizer.step()
+        learner.optimizer.zero_grad(set_to_none=True)  # nothing between steps needs them
     metrics = _metrics(totals, grad_norms)
     for statistic in statistics.values():
         metrics |= statistic.metrics

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from sail.core.artifacts import leaf
+from sail.core.errors import UserError
 from sail.core.records import Message, Prompt
 from sail.core.run_settings import GenerationSettings
 from sail.generation.engine import Drawn, SampleRequest
@@ -131,6 +132,19 @@ def test_a_policy_without_a_template_of_its_own_is_sampled(tmp_path: Path) -> No
     assert len(engine.sample(REQUESTS, SETTINGS.replace(stop=("w5",)))) == 3
 
 
+def test_a_stop_string_is_found_in_the_raw_text_and_not_before_min_tokens(
+    engine: TransformersEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usual = engine.sample([request((5, 6, 7), n=1)], SETTINGS)[0][0].token_ids
+    as_text = {1: "a", 2: "a\n\n", 3: "a\n\nb"}  # by the number of tokens
+    monkeypatch.setattr(type(engine._tokenizer), "decode", lambda _, ids, **kwargs: as_text.get(len(ids), "b"))
+    stopping = SETTINGS.replace(stop=("\n\n",))
+    (stopped,) = engine.sample([request((5, 6, 7), n=1)], stopping)[0]
+    assert (stopped.token_ids, stopped.stop_kind) == (usual[:2], "stop_string")
+    (later,) = engine.sample([request((5, 6, 7), n=1)], stopping.replace(min_tokens=2))[0]
+    assert (len(later.token_ids), later.stop_kind) == (3, "stop_string")
+
+
 @pytest.mark.parametrize("size", [7, 64, 1000])
 def test_a_draw_is_where_the_distribution_reaches_it(size: int) -> None:
     draw = torch.Generator().manual_seed(size)
@@ -147,3 +161,8 @@ def test_a_token_that_was_cut_is_never_drawn(uniform: float) -> None:
     probs = torch.zeros(1, 200)
     probs[0, [3, 60, 130]] = torch.tensor([0.3, 0.2, 0.5])
     assert probs[0, inverse_cdf(probs, np.array([uniform]))] > 0
+
+
+def test_probabilities_that_are_not_finite_are_the_users_to_cure() -> None:
+    with pytest.raises(UserError, match="not finite"):
+        inverse_cdf(torch.full((2, 70), torch.nan), np.array([0.1, 0.2]))

@@ -1,6 +1,7 @@
 """The commands around a run: init, plan, methods, status, show, report, doctor; and reading a run from Python."""
 
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -93,6 +94,12 @@ def test_several_processes_are_refused_rather_than_run_twice(
     assert not (tmp_path / "runs").exists()
 
 
+def test_a_starter_config_names_its_own_file(tmp_path: Path) -> None:
+    mine = tmp_path / "mine.yaml"
+    assert exit_code("init", "dpo", "--out", str(mine)) == 0
+    assert f"sail run {mine} --smoke" in mine.read_text()
+
+
 def test_a_starter_config_never_overwrites_a_file(tmp_path: Path) -> None:
     (tmp_path / "mine.yaml").write_text("mine")
     assert exit_code("init", "dpo", "--out", str(tmp_path / "mine.yaml")) == 2
@@ -121,12 +128,37 @@ def test_status_and_report_show_the_rounds(finished: Path, capsys: pytest.Captur
     assert "<html" in (finished / "report.html").read_text()
 
 
+def test_a_run_that_was_stopped_before_its_first_record_has_a_status(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    begun = tmp_path / "runs" / "begun"
+    shutil.copytree(finished, begun, symlinks=True)
+    (begun / "run.json").unlink()
+    (tmp_path / "runs" / ".store" / "samples-0.partial").mkdir(parents=True)
+    assert command("status", str(begun), capsys=capsys).splitlines() == [
+        "nothing finished yet: the same `sail run` goes on",
+        "half done in the store: samples-0.partial",
+    ]
+    assert exit_code("report", str(begun)) == 2
+    assert "has finished nothing yet" in capsys.readouterr().err
+
+
 def test_one_id_is_followed_from_sample_to_label(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pair = load_run(finished).round(1).pairs("online")[0]
     shown = command("show", str(finished), pair["a_id"], capsys=capsys)
     for place in ("samples/online", "scores/online", "pairs/online"):
         assert f"round 1, {place}" in shown
     assert pair["pair_id"] in command("show", str(finished), pair["pair_id"], capsys=capsys)
+
+
+def test_the_doctor_takes_a_config_whose_name_another_has(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs" / "config").mkdir(parents=True)
+    (tmp_path / "runs" / "config" / "plan.json").write_text('{"config": "/elsewhere/config.yaml", "artifacts": []}')
+    assert exit_code("plan", str(finished.parents[1] / "config.yaml")) == 2
+    assert exit_code("doctor", str(finished.parents[1] / "config.yaml"), "--no-server") == 0
 
 
 def test_the_doctor_names_the_versions(capsys: pytest.CaptureFixture[str]) -> None:

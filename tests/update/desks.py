@@ -14,12 +14,15 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import AutoTokenizer
 
+from sail.core.artifacts import Leaf, leaf
 from sail.core.route_settings import ComponentSettings, LossSettings, RouteSettings, ValueSettings
 from sail.core.run_settings import LoraSettings
 from sail.core.store import Workspace
 from sail.labeling.ratings import DatasetRatings, RatingOptions
 from sail.labeling.rows import RowOptions, response_rows
+from sail.policy.loading import add_adapter, load_policy, model_folder, model_folder_in, save_policy
 from sail.policy.scoring import ScoringInputs, score_logps
 from sail.update.inputs import UpdateInputs
 from sail.update.items import RouteInput, RowSource
@@ -80,11 +83,25 @@ def dro_v(world: World) -> UpdateInputs:
 
 
 def scorings(world: World) -> dict[str, ScoringInputs]:
-    """Ten microbatches and more, and one for two processes."""
+    """Ten microbatches and more, one for two processes, and an adapter's."""
     return {
         "many": ScoringInputs(world.data, world.policy, max_tokens=25),
         "one": ScoringInputs(world.samples, world.policy),
+        "adapter": ScoringInputs(world.data, _adapter(world), max_tokens=25),
     }
+
+
+def _adapter(world: World) -> Leaf:
+    """On the policy, and no longer the identity."""
+    folder = world.root / "adapter"
+    if not folder.exists():
+        model: Any = add_adapter(load_policy(world.policy), LoraSettings(r=4, alpha=8), seed=0)  # type: ignore[arg-type]
+        with torch.no_grad():
+            for name, weight in model.named_parameters():
+                if "lora_B" in name:
+                    weight.normal_(std=0.1)
+        save_policy(model, AutoTokenizer.from_pretrained(model_folder(world.policy)), folder)
+    return leaf(model_folder_in(folder))
 
 
 CASES: dict[str, Callable[[World], UpdateInputs]] = {

@@ -114,7 +114,7 @@ def test_fewer_processes_than_asked_for_are_refused(desks) -> None:
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("name", ["many", "one"])
+@pytest.mark.parametrize("name", ["many", "one", "adapter"])
 def test_two_processes_score_what_one_scores(layout: str, name: str, world: World, desks, tmp_path: Path) -> None:
     alone = Workspace(tmp_path, lambda text: None)
     assert score_here(alone, scorings(world)[name]) == desks[layout].answer(name)["result"]

@@ -63,7 +63,8 @@ def desk(world: World, alone: dict[str, Trained], tmp_path_factory: pytest.TempP
         desk.add(f"resumed-{stage}", sail(world), start=without_the_end(alone["sail"], folder / f"killed-{stage}"))
         desk.add(f"diverging-{stage}", diverging(world))
     desk.add("dro_v", dro_v(world))
-    desk.add("many", scorings(world)["many"])
+    for name in ("many", "adapter"):
+        desk.add(name, scorings(world)[name])
     desk.run()
     return desk
 
@@ -119,12 +120,13 @@ def test_a_value_network_cannot_be_sharded_by_zero_and_says_so(desk) -> None:
 
 
 @needs_deepspeed
-def test_two_processes_under_zero_score_what_one_scores(world: World, desk, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["many", "adapter"])
+def test_two_processes_under_zero_score_what_one_scores(name: str, world: World, desk, tmp_path: Path) -> None:
     alone = Workspace(tmp_path, lambda text: None)
-    assert score_here(alone, scorings(world)["many"]) == desk.answer("many")["result"]
+    assert score_here(alone, scorings(world)[name]) == desk.answer(name)["result"]
     one, two = (
         {score.response_id: score.logp for score in workspace.read("logps", ResponseLogps)}
-        for workspace in (alone, Workspace(desk.jobs["many"].workspace, lambda text: None))
+        for workspace in (alone, Workspace(desk.jobs[name].workspace, lambda text: None))
     )
     assert list(two) == list(one) and two == pytest.approx(one, rel=1e-6)
 
