@@ -155,8 +155,10 @@ def test_the_doctor_takes_a_config_whose_name_another_has(
     finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    other = tmp_path / "config.yaml"
+    other.touch()
     (tmp_path / "runs" / "config").mkdir(parents=True)
-    (tmp_path / "runs" / "config" / "plan.json").write_text('{"config": "/elsewhere/config.yaml", "artifacts": []}')
+    (tmp_path / "runs" / "config" / "plan.json").write_text(json.dumps({"config": str(other), "artifacts": []}))
     assert exit_code("plan", str(finished.parents[1] / "config.yaml")) == 2
     assert exit_code("doctor", str(finished.parents[1] / "config.yaml"), "--no-server") == 0
 
