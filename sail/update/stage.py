@@ -31,7 +31,7 @@ from sail.update.learners import Learner, learning_rates, make_learners, restore
 from sail.update.memory import naming_the_levers
 from sail.update.objective import RouteObjective
 from sail.update.optimizer import set_learning_rate
-from sail.update.step import Batch, row_weights, train_step, updated_baselines
+from sail.update.step import Batch, drop_gradients, row_weights, train_step, updated_baselines
 from sail.update.trainer_state import Position, save_step
 
 
@@ -92,6 +92,7 @@ def _train(
         entropy = settings.entropy_every > 0 and step % settings.entropy_every == 0
         with naming_the_levers(settings):
             metrics, values = train_step(accelerator, learners, batch, objectives, baselines, settings, entropy=entropy)
+        drop_gradients(learners)
         position = _advanced(position, metrics | {"learning_rate": rates["policy"]}, baselines, values)
         workspace.say(f"step {step + 1} of {steps}, loss {metrics['loss']:.4f}")
         if (step + 1) % settings.save_steps == 0 and step + 1 < steps:

@@ -106,6 +106,7 @@ def train_step(
     learners: the policy under "policy" and, where a route has a critic, the value network under "value".
     """
     totals = StepSums(of_tokens=entropy)
+    drop_gradients(learners)
     statistics = batch_statistics(accelerator, learners["policy"].model, batch.items, objectives, settings)
     for name, items in batch.items.items():
         statistic = statistics.get(name)
@@ -125,11 +126,16 @@ def train_step(
         )  # fmt: skip
     for learner in learners.values():
         learner.optimizer.step()
-        learner.optimizer.zero_grad(set_to_none=True)  # nothing between steps needs them
     metrics = _metrics(totals, grad_norms)
     for statistic in statistics.values():
         metrics |= statistic.metrics
     return metrics, totals.values
+
+
+def drop_gradients(learners: Mapping[str, Learner]) -> None:
+    """Also where a step is over: nothing between steps needs them, and a sampler may need the memory."""
+    for learner in learners.values():
+        learner.optimizer.zero_grad(set_to_none=True)
 
 
 def _cut(model: torch.nn.Module, rows: Sequence[Sequence[Row]], budget: int, chosen: Sequence[int]) -> list[list[int]]:
