@@ -142,13 +142,17 @@ def inverse_cdf(probs: Tensor, uniforms: np.ndarray) -> Tensor:
             "the policy's probabilities are not finite", where="generation",
             cure="Its weights have diverged: lower update.learning_rate, and go on from a round before",
         )  # fmt: skip
-    draws = torch.from_numpy(uniforms).to(ends.device)[:, None] * ends[:, -1:]
-    chosen = torch.searchsorted(ends, draws, right=True).clamp(max=ends.shape[-1] - 1)
+    draws = _below(torch.from_numpy(uniforms).to(ends.device)[:, None] * ends[:, -1:], ends[:, -1:])
+    chosen = torch.searchsorted(ends, draws, right=True)
     block = blocks[torch.arange(len(blocks), device=blocks.device), chosen.squeeze(-1)]
     within = block.cumsum(-1, dtype=torch.float64)
-    rest = (draws - (ends.gather(-1, chosen) - within[:, -1:])).clamp(min=0)
-    below_end = torch.nextafter(within[:, -1:], torch.zeros_like(rest))  # no token of probability 0 by rounding
-    return (chosen * _BLOCK + torch.searchsorted(within, torch.minimum(rest, below_end), right=True)).squeeze(-1)
+    rest = _below(draws - (ends.gather(-1, chosen) - within[:, -1:]), within[:, -1:])
+    return (chosen * _BLOCK + torch.searchsorted(within, rest, right=True)).squeeze(-1)
+
+
+def _below(draws: Tensor, end: Tensor) -> Tensor:
+    """In [0, end): rounding shall draw no token of probability 0."""
+    return torch.minimum(draws.clamp(min=0), torch.nextafter(end, torch.zeros_like(end)))
 
 
 def _grouped(drawn: list[Drawn], counts: Sequence[int]) -> list[list[Drawn]]:
