@@ -6,6 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from tokenizers import Tokenizer
+from tokenizers.decoders import Fuse
+from tokenizers.models import WordLevel
+from transformers import PreTrainedTokenizerFast
 
 from sail.core.artifacts import leaf
 from sail.core.errors import UserError
@@ -14,6 +18,7 @@ from sail.core.run_settings import GenerationSettings
 from sail.generation.engine import Drawn, SampleRequest
 from sail.generation.stage import greedy
 from sail.generation.transformers_engine import TransformersEngine, inverse_cdf, sampling_probabilities
+from tests.policy.oracle import tiny_model
 from tests.serving_fixtures import TinyPolicy, make_tiny_policy
 
 SETTINGS = GenerationSettings(engine="transformers", max_completion_length=12)
@@ -132,17 +137,25 @@ def test_a_policy_without_a_template_of_its_own_is_sampled(tmp_path: Path) -> No
     assert len(engine.sample(REQUESTS, SETTINGS.replace(stop=("w5",)))) == 3
 
 
-def test_a_stop_string_is_found_in_the_raw_text_and_not_before_min_tokens(
-    engine: TransformersEngine, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    usual = engine.sample([request((5, 6, 7), n=1)], SETTINGS)[0][0].token_ids
-    as_text = {1: "a", 2: "a\n\n", 3: "a\n\nb"}  # by the number of tokens
-    monkeypatch.setattr(type(engine._tokenizer), "decode", lambda _, ids, **kwargs: as_text.get(len(ids), "b"))
-    stopping = SETTINGS.replace(stop=("\n\n",))
-    (stopped,) = engine.sample([request((5, 6, 7), n=1)], stopping)[0]
+def test_a_stop_string_is_found_in_the_raw_text_and_not_before_min_tokens(tmp_path: Path) -> None:
+    model = tiny_model("llama")
+    model.generation_config.eos_token_id = None  # min_tokens would ban it, and other tokens be drawn
+    model.save_pretrained(tmp_path)
+    engine, words = TransformersEngine(), {index: f"w{index}" for index in range(model.config.vocab_size)}
+
+    def drawn(settings: GenerationSettings) -> Drawn:
+        tokenizer = Tokenizer(WordLevel({word: index for index, word in words.items()}, unk_token="w0"))
+        tokenizer.decoder = Fuse()  # words without blanks between them
+        PreTrainedTokenizerFast(tokenizer_object=tokenizer).save_pretrained(tmp_path)
+        engine.use(leaf(tmp_path))
+        return engine.sample([request((5, 6, 7), n=1)], settings)[0][0]
+
+    usual = drawn(SETTINGS).token_ids
+    words[usual[1]] = "\n\n"
+    stopped = drawn(SETTINGS.replace(stop=("\n\n",)))
     assert (stopped.token_ids, stopped.stop_kind) == (usual[:2], "stop_string")
-    (later,) = engine.sample([request((5, 6, 7), n=1)], stopping.replace(min_tokens=2))[0]
-    assert (len(later.token_ids), later.stop_kind) == (3, "stop_string")
+    later = drawn(SETTINGS.replace(stop=("\n\n",), min_tokens=2))
+    assert (later.token_ids, later.stop_kind) == (usual[:3], "stop_string")
 
 
 @pytest.mark.parametrize("size", [7, 64, 1000])
