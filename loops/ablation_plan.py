@@ -2,7 +2,7 @@
 
 import shutil
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -13,8 +13,11 @@ from loops.ablate import make_plans, sharing, warnings
 from loops.ablation import Ablation
 from loops.ablation_folder import AblationFolder
 from loops.context import Context
-from loops.estimates import BYTES_PER_WEIGHT, count_weights, existing, size
+from loops.estimates import checkpoint_bytes, count_weights, existing, size
+from loops.memory_plan import shape_of, stages
 from loops.plan import PlanBuilder, PlannedStage
+from sail.core.run_settings import PhaseSettings
+from sail.policy.loading import model_config
 
 
 def print_ablation_plan(ablation: Ablation, folder: AblationFolder, console: Console) -> None:
@@ -56,18 +59,19 @@ def _runs(ablation: Ablation, plans: Mapping[str, PlanBuilder]) -> Table:
 def _figures(ablation: Ablation, plans: Mapping[str, PlanBuilder]) -> Table:
     new = [stage for stage in _different(plans).values() if not stage.reused]
     first = plans[ablation.runs[0].name]
-    weights = count_weights(Context(ablation.runs[0].settings, first, Path("logs"), download=False).model.path)
+    model = Context(ablation.runs[0].settings, first, Path("logs"), download=False).model
+    shape, settings = shape_of(model_config(model)), [run.settings for run in ablation.runs]
     checkpoints = sum(stage.artifact.stage == "checkpoint" for stage in new)
-    phases = [phase for run in ablation.runs for phase in run.settings.phases]
-    held_out = max(phase.evaluation.num_prompts for phase in phases)
-    sampled = sum(_sampled_tokens(stage, held_out) for stage in new)
-    optimizer = max(BYTES_PER_WEIGHT[phase.update.optimizer] for phase in phases)
+    phases = [phase for each in settings for phase in each.phases]
+    sampled = sum(_sampled_tokens(stage, phases) for stage in new)
+    update = max(stage.total for each in settings for stage in stages(each, shape) if stage.stage == "update")
+    checkpoint = max(checkpoint_bytes(each, shape) for each in settings)
     free = shutil.disk_usage(existing(first.store.root)).free
     table = Table("figure", "size", "of what", show_header=False)
-    table.add_row("weights", f"{weights:,}", "of the first run's starting policy")
-    table.add_row("update", size(optimizer * weights), "plus activations, one run at a time")
+    table.add_row("weights", f"{count_weights(model.path):,}", "of the first run's starting policy")
+    table.add_row("update", size(update), "of memory at most, one run at a time")
     table.add_row("sampled tokens", f"{sampled:,}", "at most, where per_round is set")
-    table.add_row("disk", size(4 * weights * checkpoints), f"for {checkpoints} new checkpoints; {size(free)} free")
+    table.add_row("disk", size(checkpoint * checkpoints), f"for {checkpoints} new checkpoints; {size(free)} free")
     return table
 
 
@@ -75,9 +79,19 @@ def _different(plans: Mapping[str, PlanBuilder]) -> dict[str, PlannedStage]:
     return {id: stage for plan in plans.values() for id, stage in plan.stages.items()}
 
 
-def _sampled_tokens(stage: PlannedStage, num_held_out: int) -> int:
+def _sampled_tokens(stage: PlannedStage, phases: Sequence[PhaseSettings]) -> int:
+    """Upper bound; of a round that refreshes its sampler (loops/gathering.py) the largest of any run."""
     if stage.artifact.stage != "samples":
         return 0
     recipe = stage.settings
-    prompts = num_held_out if recipe["table"] == "held_out" else recipe["per_round"] or 0
+    if "gathered" in recipe:
+        return max(_of_a_round(phase, recipe["gathered"].partition("/")[2]) for phase in phases)
+    held_out = recipe["table"] == "held_out"
+    prompts = max(phase.evaluation.num_prompts for phase in phases) if held_out else recipe["per_round"] or 0
     return int(prompts * recipe["num_samples"] * recipe["max_completion_length"])
+
+
+def _of_a_round(phase: PhaseSettings, route: str) -> int:
+    per_round = phase.prompts.per_round if phase.prompts and phase.prompts.per_round else 0
+    num_samples = phase.routes[route].num_generations if route in phase.routes else 0
+    return per_round * num_samples * phase.generation.max_completion_length

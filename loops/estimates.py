@@ -7,21 +7,18 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
-from transformers import PretrainedConfig
 
+from loops.budgets import sampled_per_prompt
 from loops.context import Context
 from loops.label_checks import asked_labelers
-from loops.memory_plan import shape_of, stages
+from loops.memory_plan import OPTIMIZER_BYTES, Shape, shape_of, stages, trained_weights
 from loops.plan import PlanBuilder, lineage
 from sail.core.labeler_settings import JudgeLabeler
-from sail.core.route_settings import SAMPLED
 from sail.core.run_settings import PhaseSettings, RunSettings
 from sail.policy.loading import model_config, weights_by_config
 
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
-BYTES_PER_WEIGHT = {  # fp32 master, gradient, moments
-    "adamw": 16, "adamw_8bit": 10, "paged_adamw_8bit": 10, "rmsprop": 12, "sgd": 8
-}  # fmt: skip
+_WEIGHT = 4  # bytes: checkpoints are float32
 
 
 def print_plan(plan: PlanBuilder, settings: RunSettings, console: Console) -> None:
@@ -33,27 +30,29 @@ def print_plan(plan: PlanBuilder, settings: RunSettings, console: Console) -> No
         table.add_row(name, str(reused), str(new))
     console.print(table)
     model = Context(settings, plan, Path("logs"), download=False).model
-    console.print(memory_table(settings, model_config(model)))
-    weights = count_weights(model.path)
-    update = max(BYTES_PER_WEIGHT[phase.update.optimizer] for phase in settings.phases) * weights
+    shape = shape_of(model_config(model))
+    console.print(memory_table(settings, shape))
     checkpoints = sum(stage.artifact.stage == "checkpoint" for stage in plan.new)
     free = shutil.disk_usage(existing(plan.store.root)).free
-    sampled = sum(map(_sampled_tokens, settings.phases))
+    sampled = sum(map(sampled_tokens, settings.phases))
     figures = Table("figure", "size", "of what", show_header=False)
-    figures.add_row("weights", f"{weights:,}", "of the starting policy")
+    figures.add_row("weights", f"{count_weights(model.path):,}", "of the starting policy")
     figures.add_row("sampled tokens", f"{sampled:,}", "at most, where per_round is set")
     questions = sum(judge_questions(phase, settings) for phase in settings.phases)
     if questions:
         figures.add_row("questions to judges", f"{questions:,}", "about samples, at most")
-    figures.add_row("disk", size(4 * weights * checkpoints), f"for {checkpoints} new checkpoints; {size(free)} free")
-    figures.add_row("scratch", size(update), "step checkpoints while a round trains")
+    disk = size(checkpoint_bytes(settings, shape) * checkpoints)
+    figures.add_row("disk", disk, f"for {checkpoints} new checkpoints; {size(free)} free")
+    figures.add_row(
+        "scratch", size(scratch_bytes(settings, shape)), "while a round trains: its last two step checkpoints"
+    )
     console.print(figures)
 
 
-def memory_table(settings: RunSettings, config: PretrainedConfig) -> Table:
+def memory_table(settings: RunSettings, shape: Shape) -> Table:
     """What one process of each stage holds at its peak (loops/memory_plan.py)."""
     table = Table("memory", "weights", "grads", "optim.", "activ.", "cache", "at most")
-    for stage in stages(settings, shape_of(config)):
+    for stage in stages(settings, shape):
         parts = (stage.weights, stage.gradients, stage.optimizer, stage.activations, stage.cache, stage.total)
         name = f"{stage.stage}: {stage.note}" if stage.note else stage.stage
         table.add_row(name, *(size(part) if part else "" for part in parts))
@@ -87,14 +86,29 @@ def _file_weights(path: Path) -> int:
     return total
 
 
-def _sampled_tokens(phase: PhaseSettings) -> int:
-    """Upper bound of tokens drawn; rounds over all prompts are counted once per held-out set only."""
-    length = phase.generation.max_completion_length
+def checkpoint_bytes(settings: RunSettings, shape: Shape) -> int:
+    """The largest checkpoint of a round: what is trained, and the optimizer's state where the next round carries it."""
+    return max(_networks(phase, settings, shape, phase.round.optimizer == "carry") for phase in settings.phases)
+
+
+def scratch_bytes(settings: RunSettings, shape: Shape) -> int:
+    """Of a round that trains: a step checkpoint is whole before the one before it is removed."""
+    return 2 * max(_networks(phase, settings, shape, True) for phase in settings.phases)
+
+
+def _networks(phase: PhaseSettings, settings: RunSettings, shape: Shape, with_optimizer: bool) -> int:
+    """Bytes of the policy's trained weights and those of a value network."""
+    policy = trained_weights(settings, shape) * (_WEIGHT + with_optimizer * OPTIMIZER_BYTES[phase.update.optimizer])
+    value = 0 if phase.components.value is None else shape.weights
+    return policy + value * (_WEIGHT + with_optimizer * OPTIMIZER_BYTES["adamw"])
+
+
+def sampled_tokens(phase: PhaseSettings) -> int:
+    """Upper bound of tokens drawn; without per_round those of the held-out prompts alone."""
     per_round = phase.prompts.per_round if phase.prompts and phase.prompts.per_round else 0
-    routes = phase.routes.values()
-    drawn = per_round * sum(r.generations(source) for r in routes for source in r.sources if source in SAMPLED)
+    drawn = phase.num_rounds * per_round * sampled_per_prompt(phase)
     held_out = phase.evaluation.num_prompts * phase.evaluation.num_generations
-    return length * (phase.num_rounds * drawn + (max(1, phase.num_rounds) + 1) * held_out)
+    return phase.generation.max_completion_length * (drawn + (max(1, phase.num_rounds) + 1) * held_out)
 
 
 def existing(path: Path) -> Path:

@@ -124,7 +124,7 @@ def update_memory(phase: PhaseSettings, settings: RunSettings, shape: Shape) -> 
     """One process of the update; fsdp2 shards what is not activations."""
     update = phase.update
     tokens = _tokens(update.max_tokens_per_microbatch, update.train_batch_size, settings, shape)
-    trained = shape.weights if settings.lora is None else settings.lora.r * shape.adapter
+    trained = trained_weights(settings, shape)
     activations = _activations(shape, tokens, bf16=update.bf16, checkpointing=update.gradient_checkpointing)
     memory = _trained(shape, trained, update.optimizer, activations)
     if phase.components.value is not None:  # a network of the policy's size beside it, and its own backward pass
@@ -139,6 +139,10 @@ def update_memory(phase: PhaseSettings, settings: RunSettings, shape: Shape) -> 
             activations=memory.activations + 2 * _WIDE * shape.weights / max(1, shape.layers),  # gathered, two at once
         )  # fmt: skip
     return replace(memory, stage="update", note="" if processes == 1 else f"each of {processes} processes")
+
+
+def trained_weights(settings: RunSettings, shape: Shape) -> int:
+    return shape.weights if settings.lora is None else settings.lora.r * shape.adapter
 
 
 def scoring_memory(phase: PhaseSettings, settings: RunSettings, shape: Shape) -> StageMemory:
