@@ -1,8 +1,7 @@
 """Objectives: pure functions of per-sequence log-probabilities, [B] in, [B] out, unreduced.
 
-To add one: a function in the file of its family (pairwise, averaged, pairwise_variants, pointwise, regression,
-streams), a row below, a row in tests/objectives/by_hand.py. A function's keyword-only arguments are its parameters:
-they are its settings under `loss:` with their defaults.
+CONTRIBUTING.md ("A loss, from start to end") adds one. A function's keyword-only arguments are its parameters: its
+settings under `loss:`, with their defaults.
 """
 
 from sail.core.errors import UserError

@@ -1,4 +1,4 @@
-"""The loss that CONTRIBUTING.md adds keeps the contract, and its three parts are all that is needed."""
+"""The loss that CONTRIBUTING.md adds keeps the contract, in the registries as they are."""
 
 import re
 from typing import Any
