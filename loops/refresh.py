@@ -28,7 +28,7 @@ from sail.update.items import RouteInput
 
 @dataclass
 class Inside:
-    """A builder that keeps what hangs on one policy apart from everything else."""
+    """A builder that keeps what depends on one policy apart from everything else."""
 
     outside: Builder
     inside: Builder
@@ -42,7 +42,7 @@ class Inside:
         return artifact
 
     def of(self, made: Mapping[str, Artifact]) -> list[str]:
-        """The names of those that hang on the policy."""
+        """The names of those that depend on the policy."""
         return [name for name, artifact in made.items() if artifact.key in self.keys]
 
 

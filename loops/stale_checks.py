@@ -11,7 +11,7 @@ from sail.serving.versions import nvidia_device_present
 def check_staleness(phase: PhaseSettings, settings: RunSettings) -> list[str]:
     """Raise UserError where the samples of a round cannot be a round older; warn where nothing is drawn meanwhile.
 
-    The warning is none of the refusals: what a run computes does not hang on the machine that goes on with it.
+    A warning and no refusal: what a run computes must not depend on the machine that resumes it.
     """
     if phase.round.staleness == 0:
         return []

@@ -86,7 +86,7 @@ LOSSES: dict[str, LossRow] = {
     "dpo_pro": LossRow(
         dpo_pro, "pair", _REFERENCE, "Kim et al. 2025, arXiv 2510.23590, at a fixed trust in hard labels",
         "reconstructed",
-        hard_only="its radius sqrt(nu q (1 - q)) hangs on the label; state the trust in hard labels as epsilon",
+        hard_only="its radius sqrt(nu q (1 - q)) depends on the label; state the trust in hard labels as epsilon",
     ),
     "sft": LossRow(
         sft, "response", _TOKENS, "negative log-likelihood per token, every response weighs the same", "exact",

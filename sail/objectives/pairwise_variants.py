@@ -92,7 +92,7 @@ def dpo_pro(
     q = 1 - epsilon, 0 <= epsilon < 1/2: p ranges over the chi-squared ball |p - q| <= sqrt(nu q (1 - q)), nu >= 0, cut
     to [0, 1]. The worst p is q - radius where z > 0 and q + radius where z < 0, so the loss is cdpo's plus
     (cut radius) |z|. nu = 0 is cdpo and epsilon = 0 is dpo: a label that is certain has no ball.
-    The radius hangs on q, so a soft label is no mixture of the two outcomes and is refused: state it as epsilon.
+    The radius depends on q, so a soft label is no mixture of the two outcomes and is refused: state it as epsilon.
     """
     positive(beta=beta)
     flip_rate(epsilon)

@@ -200,7 +200,7 @@ def save_policy(
 ) -> None:
     """Write the folder that from_pretrained, vLLM and the next round load; `state` replaces the model's own tensors."""
     for config in getattr(model, "peft_config", {}).values():
-        if isinstance(config.target_modules, set):  # its order hangs on the hash seed, and would reach the file
+        if isinstance(config.target_modules, set):  # its order depends on the hash seed, and would reach the file
             config.target_modules = sorted(config.target_modules)
     folder = model_folder_in(artifact_folder)
     with quiet_loading():

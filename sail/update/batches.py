@@ -52,7 +52,10 @@ def batch_indices(
     round_index: int,
     since: Mapping[str, int] | None = None,
 ) -> dict[str, list[int]]:
-    """Positions of each route's rows in one step; since: the step whose rows are a route's first, default 0."""
+    """Positions of each route's rows in one step.
+
+    since: the step at which a refreshed route drew the rows it has now, from which its positions count; default 0.
+    """
     before, counts = rows_before(step, shares, batch_size), batch_counts(step, shares, batch_size)
     for name, first in (since or {}).items():
         before[name] -= rows_before(first, shares, batch_size)[name]

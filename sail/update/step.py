@@ -133,7 +133,7 @@ def train_step(
 
 
 def drop_gradients(learners: Mapping[str, Learner]) -> None:
-    """Also where a step is over: nothing between steps needs them, and a sampler may need the memory."""
+    """Before a step, and after it: nothing between steps needs gradients, and a sampler may need the memory."""
     for learner in learners.values():
         learner.optimizer.zero_grad(set_to_none=True)
 

@@ -81,8 +81,8 @@ def test_the_tables_have_every_field_with_its_role_and_default(docs_script: Modu
 _WRONG_PAGE = """\
 # A page
 
-`sail runn`, `sail init no-such-preset`, `sail/core/no_such_file.py`, `rewards/no_such_metric`, `update.no_such_key`,
-`routes.online.no_such_key=0.3`, [gone](docs/no_such_page.md), [gone](#no-such-heading).
+`sail runn`, `sail init no-such-preset`, `sail/core/no_such_file.py`, `rewards/no_such_metric`, `policy/kl0`,
+`update.no_such_key`, `routes.online.no_such_key=0.3`, [gone](docs/no_such_page.md), [gone](#no-such-heading).
 
     sail run configs/quickstart.yaml updat.steps=3
 
@@ -98,7 +98,7 @@ routes: {online: {keep: best_worst}}
 def test_every_check_finds_its_mistake() -> None:
     assert wrong_links(ROOT / "README.md", _WRONG_PAGE) == ["docs/no_such_page.md", "#no-such-heading"]
     assert wrong_files(_WRONG_PAGE) == ["sail/core/no_such_file.py"]
-    assert wrong_metrics(_WRONG_PAGE) == ["rewards/no_such_metric"]
+    assert wrong_metrics(_WRONG_PAGE) == ["rewards/no_such_metric", "policy/kl0"]
     assert wrong_settings(_WRONG_PAGE) == ["update.no_such_key", "routes.online.no_such_key"]
     command, preset, override = sorted(wrong_commands(_WRONG_PAGE), key=len)
     assert (command, preset) == ("sail runn", "sail init no-such-preset") and "unknown key 'updat'" in override

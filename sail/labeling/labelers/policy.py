@@ -39,7 +39,7 @@ class PolicyEvidence:
 
     @property
     def digest(self) -> str:
-        """The key of the policy's log-probs, which hangs on the checkpoint and the responses."""
+        """The key of the policy's log-probs, which depends on the checkpoint and the responses."""
         return self.policy_logps.key
 
     def inputs(self) -> dict[str, Keyed]:
