@@ -74,7 +74,7 @@ def show_id(run: Path, id: str, console: Console) -> None:
         for name, artifact in record.artifacts.items():
             for row in _matching(artifact, id):
                 found += 1
-                console.print(f"[bold]round {record.round_index}, {name}[/] ({artifact.id})")
+                console.print(f"[bold]{record.title}, {name}[/] ({artifact.id})")
                 console.print_json(data=row, default=str)
     if not found:
         raise UserError(f"nothing is called {id!r}", where=str(run), cure="Ids stand in the tables of rounds/*/")
@@ -85,21 +85,24 @@ def _matching(artifact: Artifact, id: str) -> Iterator[dict[str, Any]]:
         manifest = artifact.manifest()
         manifest.pop("files")
         yield manifest
-    if artifact.stage == "samples":
-        yield from (asdict(group) for group in artifact.read(SampleGroup, "groups") if _names(group, id))
-    if artifact.stage == "scores":
-        yield from (asdict(g) for g in artifact.read(ScoredGroup, "scores") if id in (g.prompt_id, *g.response_ids))
-    if artifact.stage == "verdicts":
-        verdicts = artifact.read(PairVerdict, "pair_verdicts")
-        yield from (asdict(v) for v in verdicts if id in (v.pair_id, v.prompt_id, v.a_id, v.b_id))
-    if artifact.stage == "pairs":
-        pairs = artifact.read(PreferencePair, "pairs")
-        yield from (asdict(p) for p in pairs if id in (p.pair_id, p.prompt_id, p.a_id, p.b_id))
-    if artifact.stage == "rows":
-        yield from (
-            asdict(r) for r in artifact.read(ResponseRow, "rows") if id in (r.row_id, r.prompt_id, r.response_id)
-        )
+    if artifact.stage in _TABLES:
+        table, kind = _TABLES[artifact.stage]
+        yield from (asdict(row) for row in artifact.read(kind, table) if id in _ids(row))
 
 
-def _names(group: SampleGroup, id: str) -> bool:
-    return id in (group.prompt.prompt_id, *(sample.response_id for sample in group.samples))
+_TABLES: dict[str, tuple[str, type[Any]]] = {
+    "samples": ("groups", SampleGroup),
+    "responses": ("groups", SampleGroup),  # of several sources
+    "scores": ("scores", ScoredGroup),
+    "verdicts": ("pair_verdicts", PairVerdict),
+    "pairs": ("pairs", PreferencePair),
+    "rows": ("rows", ResponseRow),
+}
+
+
+def _ids(row: Any) -> set[str]:
+    """Of a record and of what it is about."""
+    if isinstance(row, SampleGroup):
+        return {row.prompt.prompt_id, *(sample.response_id for sample in row.samples)}
+    named = ("row_id", "pair_id", "prompt_id", "response_id", "a_id", "b_id")
+    return {getattr(row, name) for name in named if hasattr(row, name)} | set(getattr(row, "response_ids", ()))

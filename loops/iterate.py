@@ -41,6 +41,10 @@ class RoundRecord:
     phase: str
     artifacts: Mapping[str, Artifact] = field(default_factory=dict)
 
+    @property
+    def title(self) -> str:
+        return "start" if self.round_index == START else f"round {self.round_index}"
+
 
 def run_phases(context: Context) -> Iterator[RoundRecord]:
     """All phases, each from the last checkpoint of the one before; yields as rounds end."""

@@ -21,7 +21,7 @@ def story(records: Sequence[RoundRecord], id: str) -> Iterator[str]:
 
 def _tell(record: RoundRecord, route: str, artifact: Artifact, pair: PreferencePair) -> Iterator[str]:
     origin = "a dataset" if pair.round_index < 0 else f"round {pair.round_index}"
-    yield f"pair {pair.pair_id} of route {route}, responses from {origin}, trained on in round {record.round_index}"
+    yield f"pair {pair.pair_id} of route {route}, responses from {origin}, trained on in {record.title}"
     for turn in pair.prompt:
         yield f"  {turn['role']}: {_cut(turn['content'])}"
     samples = _samples(artifact, pair)

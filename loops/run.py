@@ -14,7 +14,7 @@ from loops.checks import check_model, check_run, engine_of
 from loops.config import Config
 from loops.context import Context, Engines
 from loops.diary import Diary
-from loops.iterate import START, RoundRecord, run_phases
+from loops.iterate import RoundRecord, run_phases
 from loops.plan import PlanBuilder
 from loops.run_folder import (
     RECORD,
@@ -91,7 +91,7 @@ def carry_out(
     try:
         for record in run_phases(context):
             records.append(record)
-            diary.round_ended(_label(record), _row_metrics(record))
+            diary.round_ended(record.title, _row_metrics(record))
             folder.write_records(records, settings, finished=False)
             if alarmed(records, settings):
                 console.print("[yellow]stopped[/] by an alarm (evaluation.stop_on_alarm); the report says which")
@@ -197,17 +197,10 @@ def _examples(records: Sequence[RoundRecord]) -> list[dict[str, Any]]:
     evaluated = [record for record in records if "evaluation" in record.artifacts]
     shown = dict.fromkeys([0, len(evaluated) - 1]) if evaluated else {}
     return [
-        {
-            **entry,
-            "round": "start" if evaluated[index].round_index == START else f"round {evaluated[index].round_index}",
-        }
+        {**entry, "round": evaluated[index].title}
         for index in shown
         for entry in json.loads((evaluated[index].artifacts["evaluation"].path / "examples.json").read_text())
     ]
-
-
-def _label(record: RoundRecord) -> str:
-    return "start" if record.round_index == START else f"round {record.round_index}"
 
 
 def notes_of(settings: RunSettings) -> list[str]:
