@@ -50,3 +50,11 @@ def test_a_preset_runs_end_to_end(name: str, testbed: Path, root: Path, sail: Zy
     assert done.returncode == 0, done.err + done.out[-2000:]
     run = load_run(root / "runs" / name)
     assert run.metrics()[-1]["eval/reward"] == pytest.approx(run.metrics()[-1]["eval/reward/gold"])
+
+
+def test_responses_of_several_sources_are_shown_where_they_met(testbed: Path, root: Path, sail: Zygote) -> None:
+    config = write_config(root / "spin.yaml", config_of("spin", testbed))
+    assert sail.run("run", config, cwd=root).returncode == 0
+    pair = load_run(root / "runs" / "spin").round(0).pairs()[0]
+    shown = sail.run("show", root / "runs" / "spin", pair["b_id"], cwd=root).out
+    assert "round 0, samples/" in shown and "(responses-" in shown
