@@ -1,4 +1,4 @@
-"""The table of rounds on a terminal and in markdown."""
+"""The table of rounds on a terminal."""
 
 from collections.abc import Sequence
 
@@ -34,15 +34,3 @@ def _table(heading: str, columns: Sequence[Column], rows: Sequence[tuple[str, Se
     for label, row in rows:
         table.add_row(escape(label), *map(escape, row))
     return table
-
-
-def markdown_table(rows: Sequence[RoundRow]) -> str:
-    """The same table as GitHub markdown, ending in a newline."""
-    headings = ["Round", *(column.name for column in COLUMNS)]
-    body = [[_escaped(label), *cells(row)] for label, row in zip(round_labels(rows), rows, strict=True)]
-    rules = ["---", *(["---:"] * len(COLUMNS))]
-    return "".join(f"| {' | '.join(line)} |\n" for line in (headings, rules, *body))
-
-
-def _escaped(text: str) -> str:
-    return text.replace("|", "\\|")

@@ -171,15 +171,15 @@ def _settings(model: Path, data: Path, work: Work, engine: str, fresh: bool) -> 
 # ---- TRL -------------------------------------------------------------------------------------------------------------
 
 
-def trl(model: Path, work: Work, folder: Path) -> Spent:
-    """OnlineDPOTrainer.train(), generation by transformers, checkpointing off, nothing logged or saved."""
+def trl(model: Path, work: Work, folder: Path, *, checkpointing: bool = False) -> Spent:
+    """OnlineDPOTrainer.train(), generation by transformers, nothing logged or saved; its default is checkpointing."""
     from trl.experimental.online_dpo import OnlineDPOConfig, OnlineDPOTrainer
 
     config = OnlineDPOConfig(
         output_dir=str(folder), per_device_train_batch_size=work.batch_size, max_steps=work.num_steps, beta=BETA,
         max_new_tokens=work.new_tokens, temperature=1.0, top_k=0, learning_rate=LEARNING_RATE, report_to="none",
-        lr_scheduler_type="constant", gradient_checkpointing=False, use_cpu=True, bf16=False, save_strategy="no",
-        logging_strategy="no", disable_tqdm=True, optim="adamw_torch_fused",
+        lr_scheduler_type="constant", gradient_checkpointing=checkpointing, use_cpu=True, bf16=False,
+        save_strategy="no", logging_strategy="no", disable_tqdm=True, optim="adamw_torch_fused",
     )  # fmt: skip
     policy = LlamaForCausalLM.from_pretrained(model)
     with contextlib.redirect_stderr(io.StringIO()):

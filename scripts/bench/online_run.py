@@ -31,8 +31,8 @@ def spent_by(system: str, model: Path, work: Work, folder: Path, threads: int) -
 
 
 def _run(system: str, model: Path, work: Work, folder: Path) -> Spent:
-    if system == "trl":
-        return trl(model, work, folder)
+    if system.startswith("trl"):
+        return trl(model, work, folder, checkpointing="checkpointing" in system)
     engine = "vllm" if "vLLM" in system else "transformers"
     return ours(model, work, folder, engine, fresh="one round" not in system)
 

@@ -7,7 +7,7 @@ from rich.console import Console
 
 from sail.evaluation.numerals import number, with_error
 from sail.evaluation.rounds import COLUMNS, RoundRow, cells, round_labels
-from sail.evaluation.table import markdown_table, rounds_table
+from sail.evaluation.table import rounds_table
 
 from .doubles import full_row
 
@@ -41,14 +41,6 @@ def test_phases_are_named_where_there_are_several() -> None:
 def test_a_phase_cannot_write_markup() -> None:
     lines = printed([RoundRow(0, "[bold]x"), RoundRow(0, "y|z")])
     assert any("[bold]x" in line for line in lines)
-    assert "| y\\|z 0 |" in markdown_table([RoundRow(0, "x"), RoundRow(0, "y|z")])
-
-
-def test_markdown_has_the_same_cells() -> None:
-    heading, rule, row = markdown_table([full_row(0)]).splitlines()
-    assert heading.startswith("| Round | Reward ± s.e. | Win rate [95 %] |")
-    assert rule.count("---") == len(COLUMNS) + 1
-    assert row.split(" | ")[1:] == [*cells(full_row(0))[:-1], f"{cells(full_row(0))[-1]} |"]
 
 
 @pytest.mark.parametrize(
