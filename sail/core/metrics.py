@@ -24,7 +24,7 @@ METRICS: dict[str, str] = {
     "sail/score_to_plain_ratio": "mean size of the extra terms' coefficients over the plain term's",
     "sail/baseline": "b of the label table",
     "sail/importance_cut_share": "share of pairs whose importance weight was cut",
-    "sail/importance_ess": "effective sample size of the importance weights, as a share",
+    "sail/importance_ess": "effective sample size of the importance weights, as a share: (sum w)^2 / (n sum w^2)",
     # evaluation, per round
     "eval/reward": "mean score of samples on held-out prompts by the headline scorer",
     "eval/reward_se": "standard error of the same, over prompts",

@@ -12,14 +12,12 @@ ApplyTo = Literal["all", "score"]
 
 
 class ImportanceWeights(NamedTuple):
-    """The weights of B pairs and the two numbers that tell whether they can be trusted."""
+    """The weights of B pairs, and how many were cut."""
 
     weights: Tensor
     """[B], >= 0, detached"""
     cut_share: Tensor
     """0-d in [0, 1]: share of pairs whose ratio exceeded the cap"""
-    effective_sample_size: Tensor
-    """0-d in [0, B]: (sum w)^2 / sum w^2, Kish; B when all weights are equal, 0 when all are cut"""
 
 
 def importance_weights(
@@ -51,13 +49,7 @@ def importance_weights(
             where="importance_sampling.mode",
             cure="Use one of sequence_mask, truncate, none",
         )
-    return ImportanceWeights(weights, over.to(ratios.dtype).mean(), effective_sample_size(weights))
-
-
-def effective_sample_size(weights: Tensor) -> Tensor:
-    """(sum w)^2 / sum w^2, 0-d in [0, B]; 0 where all weights are 0 (Kish 1965)."""
-    tiny = torch.finfo(weights.dtype).tiny
-    return weights.sum().square() / weights.square().sum().clamp_min(tiny)
+    return ImportanceWeights(weights, over.to(ratios.dtype).mean())
 
 
 def plain_weights(weights: Tensor, apply_to: ApplyTo) -> Tensor:
