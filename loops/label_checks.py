@@ -49,7 +49,7 @@ def check_route_labels(
         )  # fmt: skip
     if not labels.regulation and not labels.audit:
         return
-    if find_loss(loss).unit == "response":
+    if find_loss(loss).unit != "pair":
         raise UserError(f"{loss} learns from single responses, there are no pairs to regulate or audit", where=named,
                         cure="Leave regulation and audit out")  # fmt: skip
     _check_steps(route, loss, mode, f"{named}.regulation")

@@ -59,6 +59,14 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         labels(regulation=[{"step": "disagreement", "with": "gole"}]), r"labels: 'gole' is not.*Did you mean 'gold'",
     ),
     "an audit by another dataset": (labels(audit=["prefs"]), "'prefs' is not a labeler, or the route's own"),
+    "an audit of groups": (
+        {"preset": "rloo", "routes": {"online": {"labels": {"by": "rm", "audit": ["gold"]}}}},
+        r"routes\.online\.labels: rloo learns from single responses, there are no pairs to regulate or audit",
+    ),
+    "the best and the worst of single responses": (
+        {"preset": "sppo", "routes": {"online": {"labels": "rm", "keep": "best_worst"}}},
+        r"routes\.online: keep: best_worst chooses pairs, and sppo learns.*Set keep: all",
+    ),
     "changed labels of the policy": (
         labels(by="policy", regulation=[TEMPER]) | {"routes": {"online": {"labels": {"by": "policy", "mode": "soft",
         "regulation": [TEMPER]}, "sail_coef": 0.1}}}, "temper changes labels that the update makes anew",
