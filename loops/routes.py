@@ -19,7 +19,7 @@ from sail.labeling.evidence import Evidence
 from sail.labeling.labelers.order import OrderEvidence
 from sail.labeling.labelers.policy import PolicyEvidence
 from sail.labeling.pairs import PairingOptions, pair_responses
-from sail.labeling.ratings import DatasetRatings, RatingOptions, ScoredRatings
+from sail.labeling.ratings import DatasetRatings, Rater, RatingOptions, ScoredRatings
 from sail.labeling.rows import RowOptions, response_rows
 from sail.labeling.tagging import Tagging
 from sail.objectives import find_loss
@@ -208,7 +208,7 @@ class Routes:
             hygiene=self.phase.hygiene,
             where=f"routes.{name}",
         )
-        labeler: DatasetRatings | ScoredRatings | None = None
+        labeler: Rater | None = None
         if kind is not None and labels.by in self.context.settings.data:
             labeler = DatasetRatings(responses, labels.by)
         elif kind is not None:

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 
@@ -49,6 +49,19 @@ class RatingOptions:
         return {"as": self.kind, **used[self.kind]}
 
 
+class Rater(Protocol):
+    """Who rates responses, and what it needs: what Evidence is for pairs."""
+
+    def inputs(self) -> dict[str, Keyed]:
+        """The artifacts it reads, beside the responses."""
+
+    def recipe(self, kind: Kind) -> dict[str, Any]:
+        """The settings that change its ratings, or the targets of this kind that are made of them."""
+
+    def read(self, responses: Artifact) -> Ratings:
+        """Open the artifacts; only inside a stage's run."""
+
+
 @dataclass(frozen=True, slots=True)
 class DatasetRatings:
     """A dataset's own word on single responses: its ratings table, else the two sides of its pairs.
@@ -62,6 +75,9 @@ class DatasetRatings:
 
     def inputs(self) -> dict[str, Keyed]:
         return {}  # they lie in the artifact of the responses
+
+    def recipe(self, kind: Kind) -> dict[str, Any]:
+        return {"by": "dataset", "labeler": self.labeler}
 
     def read(self, responses: Artifact) -> Ratings:
         known: dict[str, Rating] = {}
@@ -90,6 +106,9 @@ class ScoredRatings:
 
     def inputs(self) -> dict[str, Keyed]:
         return self.evidence.inputs()
+
+    def recipe(self, kind: Kind) -> dict[str, Any]:
+        return self.evidence.recipe("soft" if kind == "win_rate" else "hard")
 
     def read(self, responses: Artifact) -> Ratings:
         scores = self.evidence.read(responses).scores
