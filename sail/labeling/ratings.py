@@ -10,7 +10,7 @@ import numpy as np
 from sail.core.artifacts import Artifact, Keyed
 from sail.core.errors import UserError
 from sail.core.records import DatasetRating, DatasetVerdict, SampleGroup
-from sail.labeling.evidence import Evidence, ScoreEvidence
+from sail.labeling.evidence import Evidence, ScoreEvidence, VerdictEvidence
 
 Kind = Literal["thumbs", "score", "win_rate"]
 
@@ -29,6 +29,7 @@ class Ratings(NamedTuple):
     labeler: str
     digest: str
     temperature: float = 1.0  # of its soft labels, where the options name none
+    beats: Mapping[tuple[str, str], float] | None = None  # (a, b) -> P(a beats b), of a labeler of pairs
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +101,11 @@ class DatasetRatings:
 
 @dataclass(frozen=True, slots=True)
 class ScoredRatings:
-    """The scores of any labeler that scores responses; one it could not score (nan) has no rating."""
+    """The scores of any labeler that scores responses; one it could not score (nan) has no rating.
+
+    A labeler of pairs scores a response by its win rate over the others; where win rates are asked for, it has its own
+    word on each two responses.
+    """
 
     evidence: Evidence
 
@@ -116,7 +121,8 @@ class ScoredRatings:
             raise ValueError(f"labeler {self.evidence.labeler!r} compares pairs and scores no single response")
         rated = {response_id: Rating(score) for response_id, score in scores.items() if not math.isnan(score)}
         temperature = self.evidence.tau() if isinstance(self.evidence, ScoreEvidence) else 1.0
-        return Ratings(rated, self.evidence.labeler, self.evidence.digest, temperature)
+        beats = self.evidence.beats() if isinstance(self.evidence, VerdictEvidence) else None
+        return Ratings(rated, self.evidence.labeler, self.evidence.digest, temperature, beats)
 
 
 def targets(
@@ -134,6 +140,8 @@ def targets(
             cure="Add a score column (score, or score_chosen and score_rejected), or label by a reward model",
         )  # fmt: skip
     spread = _spread(scores)
+    if options.kind == "win_rate" and ratings.beats is not None:
+        return _told_win_rates(groups, ratings.beats), spread
     if options.kind == "win_rate":
         return _win_rates(groups, scores, options.temperature or ratings.temperature), spread
     if options.normalize == "none":
@@ -173,6 +181,18 @@ def _win_rates(groups: Sequence[SampleGroup], scores: Mapping[str, float], tempe
         own = np.array([scores[response_id] for response_id in ids])
         wins = 1.0 / (1.0 + np.exp(np.clip((own[None] - own[:, None]) / temperature, -700, 700)))
         rates |= dict(zip(ids, wins.mean(1).tolist(), strict=True)) if ids else {}
+    return rates
+
+
+def _told_win_rates(groups: Sequence[SampleGroup], beats: Mapping[tuple[str, str], float]) -> dict[str, float]:
+    """The same mean over P(y beats y_j) as a labeler of pairs told it, 1/2 against itself; none without a verdict."""
+    rates: dict[str, float] = {}
+    for group in groups:
+        ids = [sample.response_id for sample in group.samples]
+        for one in ids:
+            told = [beats[one, other] for other in ids if (one, other) in beats]
+            if told:
+                rates[one] = (sum(told) + 0.5) / (len(told) + 1)
     return rates
 
 
