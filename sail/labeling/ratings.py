@@ -10,6 +10,7 @@ import numpy as np
 from sail.core.artifacts import Artifact, Keyed
 from sail.core.errors import UserError
 from sail.core.records import DatasetRating, DatasetVerdict, SampleGroup
+from sail.core.seeds import uniform
 from sail.labeling.evidence import Evidence, ScoreEvidence, VerdictEvidence
 
 Kind = Literal["thumbs", "score", "win_rate"]
@@ -22,6 +23,16 @@ class Rating(NamedTuple):
     thumb: bool | None = None
 
 
+class Noise(NamedTuple):
+    """Turns a thumb round where U(seed, response id) < rate."""
+
+    rate: float
+    seed: int
+
+    def heard(self, response_id: str, thumb: float) -> float:
+        return 1.0 - thumb if uniform(self.seed, "noise", response_id) < self.rate else thumb
+
+
 class Ratings(NamedTuple):
     """A labeler's ratings, opened."""
 
@@ -30,6 +41,7 @@ class Ratings(NamedTuple):
     digest: str
     temperature: float = 1.0  # of its soft labels, where the options name none
     beats: Mapping[tuple[str, str], float] | None = None  # (a, b) -> P(a beats b), of a labeler of pairs
+    noise: Noise | None = None  # of its thumbs
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +145,7 @@ def targets(
     rated = {response_id: ratings.by_response.get(response_id, Rating(None)) for response_id in ids}
     scores = {response_id: rating.score for response_id, rating in rated.items() if rating.score is not None}
     if options.kind == "thumbs":
-        return _thumbs(rated, scores, options.threshold, where)
+        return _thumbs(rated, scores, ratings.noise, options.threshold, where)
     if not scores:
         raise UserError(
             f"labels as {options.kind} need scores, and {ratings.labeler!r} has none for these responses", where=where,
@@ -155,7 +167,7 @@ _NO_THUMBS = "labels as thumbs need thumbs or scores", "Add a boolean column lab
 
 
 def _thumbs(
-    rated: Mapping[str, Rating], scores: Mapping[str, float], threshold: float | None, where: str
+    rated: Mapping[str, Rating], scores: Mapping[str, float], noise: Noise | None, threshold: float | None, where: str
 ) -> tuple[dict[str, float], dict[str, float]]:
     known = {response_id: float(rating.thumb) for response_id, rating in rated.items() if rating.thumb is not None}
     if threshold is not None or not known:
@@ -164,6 +176,8 @@ def _thumbs(
             raise UserError(f"{problem}, and these responses have none", where=where, cure=cure)
         limit = float(np.mean(list(scores.values()))) if threshold is None else threshold
         known = {response_id: float(score > limit) for response_id, score in scores.items()}
+    if noise is not None:
+        known = {response_id: noise.heard(response_id, thumb) for response_id, thumb in known.items()}
     share = sum(known.values()) / len(known)
     if share in (0.0, 1.0):
         raise UserError(
