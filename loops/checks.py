@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 
-from loops.label_checks import check_labelers, check_route_labels, may_lack_labels
+from loops.label_checks import behind, check_labelers, check_route_labels, check_single_labels, may_lack_labels
 from loops.refresh_checks import check_refresh
 from loops.stale_checks import check_staleness
 from sail.core.errors import UserError
@@ -184,8 +184,9 @@ def _check_route(phase: PhaseSettings, name: str, route: RouteSettings, settings
     for source in route.sources:
         _one_of(source, [*SAMPLED, *settings.data], f"{where}.responses")
     _one_of(route.labels.by, [POLICY, NOBODY, DATA_ORDER, *settings.data, *settings.labelers], f"{where}.labels")
-    if route.labels.by in settings.data and (route.labels.by,) != route.sources:
-        problem = f"data source {route.labels.by!r} has verdicts on its own pairs only, not on {route.responses!r}"
+    by = behind(route.labels.by, settings)
+    if by in settings.data and (by,) != route.sources:
+        problem = f"data source {by!r} has verdicts on its own pairs only, not on {route.responses!r}"
         raise UserError(problem, where=f"{where}.labels", cure="Label by a labeler or by the policy")
     loss = route_loss(phase, route)
     _check_loss(loss, f"{where}.loss")
@@ -193,6 +194,8 @@ def _check_route(phase: PhaseSettings, name: str, route: RouteSettings, settings
         problem = "labels by the policy have no temperature: the loss's own beta sets it"
         raise UserError(problem, where=f"{where}.labels.temperature", cure="Leave it out")
     check_route_labels(phase, route, loss.type, label_mode(route), settings, where)
+    if find_loss(loss.type).unit != "pair":
+        check_single_labels(route, loss.type, rating_kind(phase, route), settings, where)
     findings = check_route(_facts(phase, route, loss, settings))
     for finding in findings:
         if finding.level == "refused":

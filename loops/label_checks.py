@@ -7,6 +7,7 @@ from sail.core.route_settings import RouteSettings
 from sail.core.run_settings import LabelerSettings, PhaseSettings, RunSettings
 from sail.core.settings import nearest
 from sail.labeling.labeler_row import compares_pairs, may_answer_nothing
+from sail.labeling.ratings import Kind
 from sail.labeling.regulation import changes_labels
 from sail.objectives import find_loss
 
@@ -42,7 +43,7 @@ def check_route_labels(
         _check_second(other, route, settings, named)
     for name in asked_labelers(route, settings):
         _check_policy_judge(name, phase, settings)
-    if labels.temperature not in (None, 1.0) and labels.by in settings.labelers and _pairs(labels.by, settings):
+    if labels.temperature not in (None, 1.0) and _pairs(labels.by, settings):
         raise UserError(
             f"{labels.by!r} gives probabilities, no scores", where=f"{named}.temperature",
             cure="Use regulation: [{step: temper, temperature: ...}]",
@@ -53,6 +54,24 @@ def check_route_labels(
         raise UserError(f"{loss} learns from single responses, there are no pairs to regulate or audit", where=named,
                         cure="Leave regulation and audit out")  # fmt: skip
     _check_steps(route, loss, mode, f"{named}.regulation")
+
+
+def check_single_labels(route: RouteSettings, loss: str, kind: Kind | None, settings: RunSettings, where: str) -> None:
+    """The labeler of a route of single responses can say of each what the loss reads: labels of this kind."""
+    by, named = route.labels.by, f"{where}.labels"
+    if kind in ("score", "win_rate") and behind(by, settings) != by:
+        raise UserError(
+            f"{by!r} turns labels round, and labels as {kind}, which {loss} reads, have no other side", where=named,
+            cure="Use a loss of pairs or of thumbs (kto), or label by whom it turns round",
+        )  # fmt: skip
+    if kind is None or not _pairs(by, settings):
+        return
+    needs = f"{by!r} compares samples of a prompt, and {loss} needs labels as {kind} of"
+    scorers = "Label by somebody who scores responses: a reward model, a callable, a judge with question: rubric"
+    if not route.samples:
+        raise UserError(f"{needs} the responses of {route.responses!r}", where=named, cure=scorers)
+    if len(route.sources) == 1 and route.generations(route.sources[0]) == 1:
+        raise UserError(f"{needs} one sample a prompt", where=named, cure=f"{scorers}; or set num_generations: 2")
 
 
 def _check_steps(route: RouteSettings, loss: str, mode: LabelMode, where: str) -> None:
@@ -116,11 +135,15 @@ def _check_policy_judge(name: str, phase: PhaseSettings, settings: RunSettings) 
         )  # fmt: skip
 
 
+def behind(name: str, settings: RunSettings) -> str:
+    """Whose labels a labeler of kind noise turns round; of any other name itself."""
+    labeler = settings.labelers.get(name)
+    return labeler.of if isinstance(labeler, NoiseLabeler) else name
+
+
 def _pairs(name: str, settings: RunSettings) -> bool:
-    labeler = settings.labelers[name]
-    if isinstance(labeler, NoiseLabeler):
-        return labeler.of in settings.labelers and _pairs(labeler.of, settings)
-    return compares_pairs(labeler)
+    labeler = settings.labelers.get(behind(name, settings))
+    return labeler is not None and compares_pairs(labeler)
 
 
 def _one_of(name: str, known: list[str], where: str, what: str) -> None:

@@ -35,6 +35,11 @@ def labels(**changes: Any) -> dict[str, Any]:
     return {"routes": {"online": {"labels": {"by": "judge", "mode": "soft", **changes}}}}
 
 
+def offline(preset: str, by: str) -> dict[str, Any]:
+    return {"preset": preset, "labelers": NOISE, "routes": {"offline": {"responses": "prefs", "labels": by}}}
+
+
+NOISE = {"n": {"kind": "noise", "of": "people", "rate": 0.1}}
 TEMPER = {"step": "temper", "temperature": 2}
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "an ensemble of a stranger": (
@@ -62,6 +67,23 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "an audit of groups": (
         {"preset": "rloo", "routes": {"online": {"labels": {"by": "rm", "audit": ["gold"]}}}},
         r"routes\.online\.labels: rloo learns from single responses, there are no pairs to regulate or audit",
+    ),
+    "scores turned round": (
+        {"preset": "sppo", "labelers": NOISE, "routes": {"online": {"labels": "n"}}},
+        r"online\.labels: 'n' turns labels round, and labels as win_rate, which sppo reads, have no other side",
+    ),
+    "noise over another data source": (
+        labels(by="n", mode="hard") | {"labelers": {"n": {"kind": "noise", "of": "prefs", "rate": 0.1}}},
+        r"routes\.online\.labels: data source 'prefs' has verdicts on its own pairs only",
+    ),
+    "verdicts of pairs for the rows of a dataset": (
+        offline("kto", "judge"), r"offline\.labels: 'judge' compares samples.* as thumbs of the responses of 'prefs'",
+    ),
+    "people's verdicts, turned round, for the same": (offline("kto", "n"), "'n' compares samples of a prompt"),
+    "people for rows that want scores": (offline("rwr", "people"), "rwr needs labels as score of.*who scores"),
+    "a comparison of one sample": (
+        {"preset": "ppo", "routes": {"online": {"labels": "judge"}}},
+        "ppo needs labels as score of one sample a prompt.*or set num_generations: 2",
     ),
     "the best and the worst of single responses": (
         {"preset": "sppo", "routes": {"online": {"labels": "rm", "keep": "best_worst"}}},
@@ -103,6 +125,7 @@ def test_what_cannot_work_is_refused(name: str) -> None:
         labels(regulation=[TEMPER, {"step": "deduplicate"}], audit=["gold", "people"]),
         labels(by="own"),
         labels(by="n") | {"labelers": {"n": {"kind": "noise", "of": "rm", "rate": 0.1}}},
+        {"preset": "sppo", "routes": {"online": {"labels": "judge"}}},
         {"preset": "osp", "routes": {"online": {"labels": "own"}}},
         {"preset": "self-rewarding", "routes": {"online": {"labels": "points"}}},
         {"labelers": {"all": {"kind": "ensemble", "of": ["rm", "gold"]}}, "evaluation": {"scorers": ["all"]}},
