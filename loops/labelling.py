@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from loops.context import Context
+from loops.label_checks import behind
 from sail.core.artifacts import Artifact
 from sail.core.labeler_settings import EnsembleLabeler, NoiseLabeler
 from sail.core.records import content_hash
@@ -131,4 +132,6 @@ def auditors(
 def _second(
     context: Context, name: str, route: RouteSettings, responses: Responses, made: dict[str, Artifact]
 ) -> Evidence:
-    return evidence_by(context, name, responses, route.labels.temperature, made, f"@{name}")
+    first = behind(route.labels.by, context.settings)
+    in_its_unit = behind(name, context.settings) == first  # a temperature is in the unit of one labeler's scores
+    return evidence_by(context, name, responses, route.labels.temperature if in_its_unit else None, made, f"@{name}")
