@@ -4,7 +4,7 @@ from sail.core.errors import UserError
 from sail.core.labeler_settings import POLICY_URL, EnsembleLabeler, JudgeLabeler, NoiseLabeler
 from sail.core.records import LabelMode
 from sail.core.route_settings import RouteSettings
-from sail.core.run_settings import LabelerSettings, PhaseSettings, RunSettings
+from sail.core.run_settings import LabelerSettings, PhaseSettings, RewardModelLabeler, RunSettings
 from sail.core.settings import nearest
 from sail.labeling.labeler_row import compares_pairs, may_answer_nothing
 from sail.labeling.ratings import Kind
@@ -14,8 +14,13 @@ from sail.objectives import find_loss
 
 def check_labelers(settings: RunSettings) -> None:
     """Names inside labelers lead somewhere, and to somebody who can do what is asked."""
+    both = sorted(set(settings.data) & set(settings.labelers))
+    if both:
+        raise UserError(f"{both} name both a data source and a labeler", where="labelers", cure="Rename one")
     for name, labeler in settings.labelers.items():
         where = f"labelers.{name}.of"
+        if isinstance(labeler, RewardModelLabeler) and labeler.fit is not None:
+            _one_of(labeler.fit.data, list(settings.data), f"labelers.{name}.fit.data", "a data source")
         if isinstance(labeler, EnsembleLabeler):
             scorers = [one for one, row in settings.labelers.items() if _scores(row) and row.kind != "ensemble"]
             for one in labeler.of:
@@ -139,6 +144,11 @@ def behind(name: str, settings: RunSettings) -> str:
     """Whose labels a labeler of kind noise turns round; of any other name itself."""
     labeler = settings.labelers.get(name)
     return labeler.of if isinstance(labeler, NoiseLabeler) else name
+
+
+def gives_scores(name: str, settings: RunSettings) -> bool:
+    """Whether it is a labeler of single responses, or one whose labels are turned round."""
+    return behind(name, settings) in settings.labelers and not _pairs(name, settings)
 
 
 def _pairs(name: str, settings: RunSettings) -> bool:

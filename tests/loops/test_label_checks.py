@@ -50,6 +50,11 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         {"labelers": {"all": {"kind": "ensemble", "of": ["rm", "judge"]}}}, r"'judge' is not a labeler that scores",
     ),
     "an ensemble of one": ({"labelers": {"all": {"kind": "ensemble", "of": ["rm"]}}}, "at least 2 items"),
+    "a fit on nothing": (
+        {"labelers": {"own_rm": {"kind": "reward_model", "fit": {"data": "pref"}}}},
+        r"labelers\.own_rm\.fit\.data: 'pref' is not a data source.*'prefs'",
+    ),
+    "one name for two": ({"labelers": {"prefs": {"kind": "human"}}}, r"labelers: \['prefs'\] name both"),
     "noise over nobody": ({"labelers": {"n": {"kind": "noise", "of": "x", "rate": 0.1}}}, "'x' is not a labeler"),
     "a judge that scores the evaluation": (
         {"evaluation": {"scorers": ["points"]}}, r"evaluation\.scorers: 'points' is not a scorer that never fails",
@@ -109,6 +114,37 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "an expression that is none": ({"labelers": {"r": {"kind": "rule", "regex": "("}}}, "no regular expression"),
 }  # fmt: skip
+
+
+def penalty(preset: str, **route: Any) -> dict[str, Any]:
+    """A penalty beside one route of samples."""
+    keep = {"truncated": "keep", "missing_eos_penalty": 1.0}
+    return {"preset": preset, "hygiene": keep, "routes": {"online": {"responses": "policy", **route}}}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        penalty("oaif", labels="judge"),
+        penalty("oaif", labels="n") | {"labelers": NOISE},
+        penalty("osp", labels="own"),
+        penalty("oaif", labels="rm", responses="prefs") | {"num_rounds": 0},
+        penalty("oaif", labels="rm", loss={"type": "sft"}),  # reads no label
+    ],
+)
+def test_a_penalty_that_meets_no_score_of_a_sample_is_refused(change: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match=r"missing_eos_penalty: .*no route labels its samples by scores.*Leave it out"):
+        check(change)
+
+
+def test_a_penalty_that_meets_a_score_in_one_phase_may_stand_for_all() -> None:
+    for by in ("rm", "points", "n"):
+        assert check(penalty("oaif", labels=by) | {"labelers": {"n": {**NOISE["n"], "of": "gold"}}}) == []
+    offline = {"name": "first", "preset": "dpo", "routes": {"offline": {"responses": "prefs", "labels": "prefs"}}}
+    shared = {key: value for key, value in BASE.items() if key != "preset"}
+    phases = [offline, {"name": "then", "preset": "oaif", "routes": {"online": {"labels": "gold"}}}]
+    document = merge(shared, {"hygiene": penalty("oaif")["hygiene"], "phases": phases})
+    assert check_run(resolve(document), ["vllm", "transformers"]) == []
 
 
 @pytest.mark.parametrize("name", REFUSED)
