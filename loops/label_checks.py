@@ -76,7 +76,9 @@ def check_single_labels(route: RouteSettings, loss: str, kind: Kind | None, sett
     if not route.samples:
         raise UserError(f"{needs} the responses of {route.responses!r}", where=named, cure=scorers)
     if len(route.sources) == 1 and route.generations(route.sources[0]) == 1:
-        raise UserError(f"{needs} one sample a prompt", where=named, cure=f"{scorers}; or set num_generations: 2")
+        raise UserError(
+            f"{needs} one sample a prompt", where=named, cure=f"{scorers}; or draw two or more: num_generations: 2"
+        )
 
 
 def _check_steps(route: RouteSettings, loss: str, mode: LabelMode, where: str) -> None:

@@ -88,7 +88,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "people for rows that want scores": (offline("rwr", "people"), "rwr needs labels as score of.*who scores"),
     "a comparison of one sample": (
         {"preset": "ppo", "routes": {"online": {"labels": "judge"}}},
-        "ppo needs labels as score of one sample a prompt.*or set num_generations: 2",
+        "ppo needs labels as score of one sample a prompt.*or draw two or more: num_generations: 2",
     ),
     "the best and the worst of single responses": (
         {"preset": "sppo", "routes": {"online": {"labels": "rm", "keep": "best_worst"}}},
