@@ -2,7 +2,14 @@
 
 from collections.abc import Iterable
 
-from loops.label_checks import check_labelers, check_route_labels, may_lack_labels
+from loops.label_checks import (
+    behind,
+    check_labelers,
+    check_route_labels,
+    check_single_labels,
+    gives_scores,
+    may_lack_labels,
+)
 from loops.refresh_checks import check_refresh
 from loops.stale_checks import check_staleness
 from sail.core.errors import UserError
@@ -31,7 +38,6 @@ def check_run(settings: RunSettings, engines: Iterable[str]) -> list[str]:
         _one_of(phase.generation.engine, list(engines), f"{phase.name}: generation.engine")
         _check_sources(phase, settings)
         _check_schedule(phase)
-        _check_penalty(phase)
         _check_linear_alignment(phase)
         check_refresh(phase, settings)
         warnings += check_staleness(phase, settings)
@@ -42,8 +48,8 @@ def check_run(settings: RunSettings, engines: Iterable[str]) -> list[str]:
             _check_only_evaluates(phase)
         for name, route in phase.routes.items():
             warnings += _check_route(phase, name, route, settings)
-    _check_fits(settings)
     check_labelers(settings)
+    _check_penalty(settings)
     return warnings
 
 
@@ -146,12 +152,27 @@ def _check_linear_alignment(phase: PhaseSettings) -> None:
         )  # fmt: skip
 
 
-def _check_penalty(phase: PhaseSettings) -> None:
-    if phase.hygiene.missing_eos_penalty and phase.hygiene.truncated == "drop":
+def _check_penalty(settings: RunSettings) -> None:
+    """It lowers scores of samples. One that phases share has to find such scores in one of them."""
+    phases = [phase for phase in settings.phases if phase.hygiene.missing_eos_penalty]
+    for phase in phases:
+        if phase.hygiene.truncated == "drop":
+            raise UserError(
+                "a penalty on samples that are dropped", where=f"{phase.name}: hygiene.missing_eos_penalty",
+                cure="Set hygiene.truncated: keep",
+            )  # fmt: skip
+    routes = [(phase, route) for phase in phases for route in phase.routes.values() if route.share != 0]
+    if phases and not any(route.samples and _reads_scores(phase, route, settings) for phase, route in routes):
         raise UserError(
-            "a penalty on samples that are dropped", where=f"{phase.name}: hygiene.missing_eos_penalty",
-            cure="Set hygiene.truncated: keep",
+            "a penalty on scores, and no route labels its samples by scores",
+            where=f"{phases[0].name}: hygiene.missing_eos_penalty",
+            cure="Leave it out, or label samples by somebody who scores responses (a reward model, a callable)",
         )  # fmt: skip
+
+
+def _reads_scores(phase: PhaseSettings, route: RouteSettings, settings: RunSettings) -> bool:
+    pairs = find_loss(route_loss(phase, route).type).unit == "pair"
+    return (pairs or rating_kind(phase, route) is not None) and gives_scores(route.labels.by, settings)
 
 
 def _check_sources(phase: PhaseSettings, settings: RunSettings) -> None:
@@ -184,8 +205,9 @@ def _check_route(phase: PhaseSettings, name: str, route: RouteSettings, settings
     for source in route.sources:
         _one_of(source, [*SAMPLED, *settings.data], f"{where}.responses")
     _one_of(route.labels.by, [POLICY, NOBODY, DATA_ORDER, *settings.data, *settings.labelers], f"{where}.labels")
-    if route.labels.by in settings.data and (route.labels.by,) != route.sources:
-        problem = f"data source {route.labels.by!r} has verdicts on its own pairs only, not on {route.responses!r}"
+    by = behind(route.labels.by, settings)
+    if by in settings.data and (by,) != route.sources:
+        problem = f"data source {by!r} has verdicts on its own pairs only, not on {route.responses!r}"
         raise UserError(problem, where=f"{where}.labels", cure="Label by a labeler or by the policy")
     loss = route_loss(phase, route)
     _check_loss(loss, f"{where}.loss")
@@ -193,6 +215,8 @@ def _check_route(phase: PhaseSettings, name: str, route: RouteSettings, settings
         problem = "labels by the policy have no temperature: the loss's own beta sets it"
         raise UserError(problem, where=f"{where}.labels.temperature", cure="Leave it out")
     check_route_labels(phase, route, loss.type, label_mode(route), settings, where)
+    if find_loss(loss.type).unit != "pair":
+        check_single_labels(route, loss.type, rating_kind(phase, route), settings, where)
     findings = check_route(_facts(phase, route, loss, settings))
     for finding in findings:
         if finding.level == "refused":
@@ -264,16 +288,6 @@ def _filters(phase: PhaseSettings, route: RouteSettings) -> bool:
 def label_mode(route: RouteSettings) -> LabelMode:
     """The policy's own labels are soft by default, everybody else's hard."""
     return route.labels.mode or ("soft" if route.labels.by == POLICY else "hard")
-
-
-def _check_fits(settings: RunSettings) -> None:
-    for name, labeler in settings.labelers.items():
-        fit = getattr(labeler, "fit", None)
-        if fit is not None:
-            _one_of(fit.data, list(settings.data), f"labelers.{name}.fit.data")
-    if set(settings.data) & set(settings.labelers):
-        both = sorted(set(settings.data) & set(settings.labelers))
-        raise UserError(f"{both} name both a data source and a labeler", where="labelers", cure="Rename one")
 
 
 def _one_of(name: str, known: list[str], where: str) -> None:

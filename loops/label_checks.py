@@ -4,17 +4,23 @@ from sail.core.errors import UserError
 from sail.core.labeler_settings import POLICY_URL, EnsembleLabeler, JudgeLabeler, NoiseLabeler
 from sail.core.records import LabelMode
 from sail.core.route_settings import RouteSettings
-from sail.core.run_settings import LabelerSettings, PhaseSettings, RunSettings
+from sail.core.run_settings import LabelerSettings, PhaseSettings, RewardModelLabeler, RunSettings
 from sail.core.settings import nearest
 from sail.labeling.labeler_row import compares_pairs, may_answer_nothing
+from sail.labeling.ratings import Kind
 from sail.labeling.regulation import changes_labels
 from sail.objectives import find_loss
 
 
 def check_labelers(settings: RunSettings) -> None:
     """Names inside labelers lead somewhere, and to somebody who can do what is asked."""
+    both = sorted(set(settings.data) & set(settings.labelers))
+    if both:
+        raise UserError(f"{both} name both a data source and a labeler", where="labelers", cure="Rename one")
     for name, labeler in settings.labelers.items():
         where = f"labelers.{name}.of"
+        if isinstance(labeler, RewardModelLabeler) and labeler.fit is not None:
+            _one_of(labeler.fit.data, list(settings.data), f"labelers.{name}.fit.data", "a data source")
         if isinstance(labeler, EnsembleLabeler):
             scorers = [one for one, row in settings.labelers.items() if _scores(row) and row.kind != "ensemble"]
             for one in labeler.of:
@@ -42,17 +48,37 @@ def check_route_labels(
         _check_second(other, route, settings, named)
     for name in asked_labelers(route, settings):
         _check_policy_judge(name, phase, settings)
-    if labels.temperature not in (None, 1.0) and labels.by in settings.labelers and _pairs(labels.by, settings):
+    if labels.temperature not in (None, 1.0) and _pairs(labels.by, settings):
         raise UserError(
             f"{labels.by!r} gives probabilities, no scores", where=f"{named}.temperature",
             cure="Use regulation: [{step: temper, temperature: ...}]",
         )  # fmt: skip
     if not labels.regulation and not labels.audit:
         return
-    if find_loss(loss).unit == "response":
+    if find_loss(loss).unit != "pair":
         raise UserError(f"{loss} learns from single responses, there are no pairs to regulate or audit", where=named,
                         cure="Leave regulation and audit out")  # fmt: skip
     _check_steps(route, loss, mode, f"{named}.regulation")
+
+
+def check_single_labels(route: RouteSettings, loss: str, kind: Kind | None, settings: RunSettings, where: str) -> None:
+    """The labeler of a route of single responses can say of each what the loss reads: labels of this kind."""
+    by, named = route.labels.by, f"{where}.labels"
+    if kind in ("score", "win_rate") and behind(by, settings) != by:
+        raise UserError(
+            f"{by!r} turns labels round, and labels as {kind}, which {loss} reads, have no other side", where=named,
+            cure="Use a loss of pairs or of thumbs (kto), or label by whom it turns round",
+        )  # fmt: skip
+    if kind is None or not _pairs(by, settings):
+        return
+    needs = f"{by!r} compares samples of a prompt, and {loss} needs labels as {kind} of"
+    scorers = "Label by somebody who scores responses: a reward model, a callable, a judge with question: rubric"
+    if not route.samples:
+        raise UserError(f"{needs} the responses of {route.responses!r}", where=named, cure=scorers)
+    if len(route.sources) == 1 and route.generations(route.sources[0]) == 1:
+        raise UserError(
+            f"{needs} one sample a prompt", where=named, cure=f"{scorers}; or draw two or more: num_generations: 2"
+        )
 
 
 def _check_steps(route: RouteSettings, loss: str, mode: LabelMode, where: str) -> None:
@@ -116,11 +142,20 @@ def _check_policy_judge(name: str, phase: PhaseSettings, settings: RunSettings) 
         )  # fmt: skip
 
 
+def behind(name: str, settings: RunSettings) -> str:
+    """Whose labels a labeler of kind noise turns round; of any other name itself."""
+    labeler = settings.labelers.get(name)
+    return labeler.of if isinstance(labeler, NoiseLabeler) else name
+
+
+def gives_scores(name: str, settings: RunSettings) -> bool:
+    """Whether it is a labeler of single responses, or one whose labels are turned round."""
+    return behind(name, settings) in settings.labelers and not _pairs(name, settings)
+
+
 def _pairs(name: str, settings: RunSettings) -> bool:
-    labeler = settings.labelers[name]
-    if isinstance(labeler, NoiseLabeler):
-        return labeler.of in settings.labelers and _pairs(labeler.of, settings)
-    return compares_pairs(labeler)
+    labeler = settings.labelers.get(behind(name, settings))
+    return labeler is not None and compares_pairs(labeler)
 
 
 def _one_of(name: str, known: list[str], where: str, what: str) -> None:

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from loops.context import Context
+from loops.label_checks import behind
 from sail.core.artifacts import Artifact
 from sail.core.labeler_settings import EnsembleLabeler, NoiseLabeler
 from sail.core.records import content_hash
@@ -13,7 +14,8 @@ from sail.labeling.evidence import Evidence, ScoreEvidence, VerdictEvidence
 from sail.labeling.labeler_row import compares_pairs
 from sail.labeling.labelers.dataset import DatasetEvidence
 from sail.labeling.labelers.ensemble import combine_scores
-from sail.labeling.labelers.noise import NoiseEvidence
+from sail.labeling.labelers.noise import NoiseEvidence, NoisyRatings
+from sail.labeling.ratings import DatasetRatings, Noise, Rater, ScoredRatings
 from sail.labeling.scores import score_responses
 from sail.labeling.verdicts import Compared, compare_responses
 from sail.policy.loading import Checkpoint
@@ -57,7 +59,7 @@ def evidence_by(
     settings, place = context.settings.labelers[by], f"{responses.route}{suffix}"
     if isinstance(settings, NoiseLabeler):
         of = evidence_by(context, settings.of, responses, temperature, made, suffix)
-        return NoiseEvidence(of, by, settings.rate, derive_seed(responses.seed, "noise", by))
+        return NoiseEvidence(of, by, settings.rate, _noise_seed(by, responses))
     if compares_pairs(settings):
         pair_labeler = context.pair_labeler(by, responses.policy)
         verdicts = made[f"verdicts/{place}"] = compare_responses(
@@ -70,6 +72,23 @@ def evidence_by(
         made[f"reward/{by}"] = fitted
     tau = temperature or fitted or 1.0
     return ScoreEvidence(scores, by, digest_of(context, by, responses.policy), tau, responses.missing_eos_penalty)
+
+
+def ratings_by(
+    context: Context, by: str, responses: Responses, temperature: float | None, made: dict[str, Artifact]
+) -> Rater:
+    """The same of single responses."""
+    settings = context.settings.labelers.get(by)
+    if isinstance(settings, NoiseLabeler):
+        of = ratings_by(context, settings.of, responses, temperature, made)
+        return NoisyRatings(of, by, Noise(settings.rate, _noise_seed(by, responses)))
+    if settings is None:
+        return DatasetRatings(responses.artifact, by)
+    return ScoredRatings(evidence_by(context, by, responses, temperature, made))
+
+
+def _noise_seed(by: str, responses: Responses) -> int:
+    return derive_seed(responses.seed, "noise", by)
 
 
 def scores_by(context: Context, name: str, responses: Responses) -> Artifact:
@@ -113,4 +132,6 @@ def auditors(
 def _second(
     context: Context, name: str, route: RouteSettings, responses: Responses, made: dict[str, Artifact]
 ) -> Evidence:
-    return evidence_by(context, name, responses, route.labels.temperature, made, f"@{name}")
+    first = behind(route.labels.by, context.settings)
+    in_its_unit = behind(name, context.settings) == first  # a temperature is in the unit of one labeler's scores
+    return evidence_by(context, name, responses, route.labels.temperature if in_its_unit else None, made, f"@{name}")

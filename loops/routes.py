@@ -5,7 +5,7 @@ from functools import partial
 
 from loops.checks import DATA_ORDER, POLICY, label_mode, loss_params, rating_kind, route_loss
 from loops.context import Context
-from loops.labelling import Responses, auditors, compared_by, evidence_by, second_opinions
+from loops.labelling import Responses, auditors, compared_by, evidence_by, ratings_by, second_opinions
 from sail.core.artifacts import Artifact
 from sail.core.route_settings import GREEDY, SAMPLED, LossSettings, RouteSettings
 from sail.core.run_settings import PhaseSettings
@@ -19,7 +19,7 @@ from sail.labeling.evidence import Evidence
 from sail.labeling.labelers.order import OrderEvidence
 from sail.labeling.labelers.policy import PolicyEvidence
 from sail.labeling.pairs import PairingOptions, pair_responses
-from sail.labeling.ratings import DatasetRatings, RatingOptions, ScoredRatings
+from sail.labeling.ratings import RatingOptions
 from sail.labeling.rows import RowOptions, response_rows
 from sail.labeling.tagging import Tagging
 from sail.objectives import find_loss
@@ -208,11 +208,7 @@ class Routes:
             hygiene=self.phase.hygiene,
             where=f"routes.{name}",
         )
-        labeler: DatasetRatings | ScoredRatings | None = None
-        if kind is not None and labels.by in self.context.settings.data:
-            labeler = DatasetRatings(responses, labels.by)
-        elif kind is not None:
-            labeler = ScoredRatings(self._evidence(route, asked, drawn_in, made))
+        labeler = None if kind is None else ratings_by(self.context, labels.by, asked, labels.temperature, made)
         return response_rows(self.builder, responses, labeler, options, self._held_out_of(route))
 
     def _evidence(self, route: RouteSettings, asked: Responses, turn: int, made: dict[str, Artifact]) -> Evidence:

@@ -128,7 +128,7 @@ class NoiseLabeler(Settings):
 
     kind: Literal["noise"] = meaning("noise")
     of: str = meaning(doc="name of a labeler, or of the route's own data source")
-    rate: float = meaning(doc="share of pairs whose label is turned round", ge=0, le=1)
+    rate: float = meaning(doc="share of pairs, or of thumbs, whose label is turned round", ge=0, le=1)
 
 
 class Temper(Settings):

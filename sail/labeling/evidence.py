@@ -130,6 +130,12 @@ class VerdictEvidence:
     def recipe(self, mode: LabelMode) -> dict[str, Any]:
         return {"by": "verdicts", "labeler": self.labeler, "digest": self.digest}
 
+    def beats(self) -> dict[tuple[str, str], float]:
+        """(a, b) -> P(a beats b), either way round, of the pairs with a verdict; only inside a stage's run."""
+        verdicts = self.verdicts.read(PairVerdict, "pair_verdicts")
+        told = [(verdict.a_id, verdict.b_id, verdict.p_a) for verdict in verdicts if verdict.p_a is not None]
+        return {(a, b): p_a for a, b, p_a in told} | {(b, a): 1.0 - p_a for a, b, p_a in told}
+
     def read(self, responses: Artifact) -> Opinions:
         verdicts = self.verdicts.read(PairVerdict, "pair_verdicts")
         groups = self.verdicts.read(ScoredGroup, "scores") if self.has_win_rates else []

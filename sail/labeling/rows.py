@@ -33,10 +33,10 @@ from sail.labeling.hygiene import (
     usable,
 )
 from sail.labeling.mismatch import mismatched, mismatched_groups
-from sail.labeling.ratings import DatasetRatings, RatingOptions, Ratings, ScoredRatings, targets
+from sail.labeling.ratings import Rater, RatingOptions, Ratings, targets
 from sail.labeling.tagging import Tagging, tagged_groups, with_tags
 
-VERSION = 2
+VERSION = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,10 +52,12 @@ class RowOptions:
     hygiene: HygieneSettings = field(default_factory=HygieneSettings)
     where: str = "routes"  # names the route in errors; in no key
 
-    def recipe(self) -> dict[str, Any]:
+    def recipe(self, labeler: Rater | None) -> dict[str, Any]:
         recipe: dict[str, Any] = sample_recipe(self.hygiene) | {"round_index": self.round_index}
         if self.rating is not None:
             recipe["rating"] = self.rating.recipe()
+            if labeler is not None:
+                recipe["labeler"] = labeler.recipe(self.rating.kind)
         if self.filter is not None:
             recipe["filter"] = self.filter.recipe()
         if self.tagging is not None:
@@ -68,7 +70,7 @@ class RowOptions:
 def response_rows(
     builder: Builder,
     responses: Artifact,
-    labeler: DatasetRatings | ScoredRatings | None,
+    labeler: Rater | None,
     options: RowOptions,
     held_out: Artifact | None = None,
 ) -> Artifact:
@@ -105,7 +107,7 @@ def response_rows(
         inputs["held_out"] = held_out
     if options.tagging is not None:
         inputs |= options.tagging.inputs()
-    return builder.build(Recipe("rows", VERSION, options.recipe(), inputs), run)
+    return builder.build(Recipe("rows", VERSION, options.recipe(labeler), inputs), run)
 
 
 def _chosen(groups: Sequence[SampleGroup], responses: Artifact) -> list[SampleGroup]:

@@ -70,6 +70,11 @@ def _single_responses_have_what_they_need(facts: RouteFacts) -> Iterator[Finding
         )
     if facts.labels_by == "order":
         yield refused(f"labels: order says which of two is better, and {facts.loss} has one", "Use labels: none")
+    if facts.keep != "all":
+        yield refused(
+            f"keep: {facts.keep} chooses pairs, and {facts.loss} learns from single responses",
+            "Set keep: all; a filter, such as {top_k: 1}, chooses single responses",
+        )
     if row.critic is not None and not facts.has_value:
         yield refused(f"{facts.loss} needs a value network", "Set components.value: {per: token}")
     if facts.filtered and facts.labels_as != "score":

@@ -1,15 +1,22 @@
 """From verdicts, ratings and scores to what a loss of single responses reads, by hand."""
 
+import json
 import math
 from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from sail.core.artifacts import Artifact
 from sail.core.errors import UserError
+from sail.core.labeler_settings import ReplayLabeler
 from sail.core.records import DatasetRating, DatasetVerdict, SampleGroup, content_hash
 from sail.core.store import Recipe, Store, Workspace
+from sail.labeling.evidence import VerdictEvidence
+from sail.labeling.labelers.replay import replay_labeler
 from sail.labeling.ratings import DatasetRatings, Rating, RatingOptions, Ratings, ScoredRatings, targets
+from sail.labeling.verdicts import compare_responses
 
 from .doubles import make_group
 from .stored import scored, write_groups
@@ -161,6 +168,22 @@ def test_without_a_temperature_win_rates_take_the_labelers_own() -> None:
 def test_win_rates_of_scores_far_apart_are_certain_and_finite() -> None:
     known, _ = targets([BOOK], Ratings({D: Rating(1e6), E: Rating(-1e6)}, "rm", "d"), RatingOptions("win_rate"), "r")
     assert known == {D: pytest.approx(0.75), E: pytest.approx(0.25)}
+
+
+def test_a_labeler_of_pairs_has_told_the_win_rates_and_nothing_squashes_them(store: Store, tmp_path: Path) -> None:
+    """good beats bad for sure and great with .2; bad against great had no verdict."""
+    told = [("good", "bad", {"p": 1.0}), ("great", "good", {"p": 0.8}), ("bad", "great", {"verdict": "abstain"})]
+    lines = [json.dumps({"prompt": "film", "a": a, "b": b, **said}) for a, b, said in told]
+    (tmp_path / "said.jsonl").write_text("\n".join(lines))
+    people = replay_labeler("people", ReplayLabeler(path=str(tmp_path / "said.jsonl")))
+    responses = write_groups(store, [FILM, BOOK])
+    verdicts = compare_responses(store, responses, people, "all")
+    ratings = ScoredRatings(VerdictEvidence(verdicts, "people", "d1g357", True)).read(responses)
+    known, _ = targets([FILM, BOOK], ratings, RatingOptions("win_rate"), "r")
+    assert known == pytest.approx({A: (0.5 + 1.0 + 0.2) / 3, B: (0.0 + 0.5) / 2, C: (0.8 + 0.5) / 2})
+    without_great = replace(FILM, samples=FILM.samples[:2])  # as hygiene leaves it
+    known, _ = targets([without_great], ratings, RatingOptions("win_rate"), "r")
+    assert known == {A: 0.75, B: 0.25}  # two responses are best and worst: (1 + 1/2) / 2 and (0 + 1/2) / 2
 
 
 # ---- the recipe ----------------------------------------------------------------------------------------------------

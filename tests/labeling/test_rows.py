@@ -1,15 +1,18 @@
 """The rows stage: each response that a pointwise loss learns from, once."""
 
+from dataclasses import replace
+
 import pytest
 
 from sail.core.errors import UserError
 from sail.core.records import DatasetVerdict, ResponseRow, SampleGroup
 from sail.core.route_settings import HygieneSettings
 from sail.core.store import Store
+from sail.labeling.ratings import Kind, RatingOptions, ScoredRatings
 from sail.labeling.rows import RowOptions, response_rows
 
 from .doubles import make_group, make_prompt, make_sample
-from .stored import verdict_of, write_groups
+from .stored import scored, verdict_of, write_groups
 
 
 def test_a_preference_dataset_gives_its_chosen_responses_once_and_demonstrations_all(store: Store) -> None:
@@ -44,6 +47,32 @@ def test_hygiene_of_pairs_does_not_change_the_key_of_rows(store: Store) -> None:
     responses = write_groups(store, [make_group("film", "good")])
     plain, margin = RowOptions(), RowOptions(hygiene=HygieneSettings(min_margin=1.0))
     assert response_rows(store, responses, None, plain) == response_rows(store, responses, None, margin)
+
+
+def test_rows_are_made_anew_where_the_missing_eos_penalty_changes(store: Store) -> None:
+    groups = [SampleGroup(make_prompt("song"), (make_sample("s-0", "good ."), make_sample("s-1", "the", "length")))]
+    responses, evidence = write_groups(store, groups), scored(store, groups, 1.0, 2.0)
+    options = RowOptions(RatingOptions("score", normalize="none"), hygiene=HygieneSettings(truncated="keep"))
+    made = {
+        penalty: response_rows(
+            store, responses, ScoredRatings(replace(evidence, missing_eos_penalty=penalty)), options
+        ).read(ResponseRow, "rows")
+        for penalty in (0.0, 1.5, 3.0)
+    }
+    targets = {penalty: [row.target for row in rows] for penalty, rows in made.items()}
+    assert targets == {0.0: [1.0, 2.0], 1.5: [1.0, 0.5], 3.0: [1.0, -1.0]}
+
+
+def test_a_temperature_changes_the_rows_of_win_rates_alone(store: Store) -> None:
+    groups = [make_group("film", "good", "bad")]
+    responses = write_groups(store, groups)
+
+    def rows(temperature: float, kind: Kind) -> str:
+        labeler = ScoredRatings(scored(store, groups, 1.0, 0.0, temperature=temperature))
+        return response_rows(store, responses, labeler, RowOptions(RatingOptions(kind))).key
+
+    assert rows(1.0, "win_rate") != rows(2.0, "win_rate")
+    assert rows(1.0, "score") == rows(2.0, "score")
 
 
 def test_nothing_left_is_an_error_with_a_cure(store: Store) -> None:

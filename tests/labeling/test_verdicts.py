@@ -18,11 +18,13 @@ from sail.core.store import Store
 from sail.labeling.evidence import VerdictEvidence
 from sail.labeling.label_figures import agreement
 from sail.labeling.labelers.human import human_labeler
-from sail.labeling.labelers.noise import NoiseEvidence
+from sail.labeling.labelers.noise import NoiseEvidence, NoisyRatings
 from sail.labeling.labelers.replay import replay_labeler
 from sail.labeling.labels import Opinion, label
 from sail.labeling.pairing_options import PairingOptions
 from sail.labeling.pairs import pair_responses
+from sail.labeling.ratings import Noise, RatingOptions, ScoredRatings, targets
+from sail.labeling.rows import RowOptions, response_rows
 from sail.labeling.verdicts import Compared, compare_responses
 from sail.testbed.judge import Json, chat_reply, tagged
 
@@ -231,6 +233,29 @@ def test_noise_turns_the_known_share_of_labels_round_and_the_same_ones_every_tim
         assert (other.verdict, other.score_a) == ("B" if one.pair_id in turned else "A", one.score_a)
     other_seed = pairs_of(store, responses, NoiseEvidence(clean, "noisy", 0.2, 6), options)
     assert [pair.p_a for pair in other_seed] != [pair.p_a for pair in after]
+
+
+def test_noise_turns_the_known_share_of_thumbs_round_by_response(store: Store) -> None:
+    groups = [make_group(f"{n} film", "good", "bad") for n in range(100)]
+    responses, clean = (
+        write_groups(store, groups),
+        ScoredRatings(scored(store, groups, *[1.0, 0.0] * 100, temperature=4)),
+    )
+
+    def thumbs(rate: float, seed: int = 5) -> dict[str, float]:
+        ratings = NoisyRatings(clean, "noisy", Noise(rate, seed)).read(responses)
+        assert (ratings.labeler, ratings.temperature) == ("noisy", 4.0)
+        return targets(groups, ratings, RatingOptions("thumbs"), "routes.kto")[0]
+
+    before, after = thumbs(0.0), thumbs(0.2)
+    assert before == targets(groups, clean.read(responses), RatingOptions("thumbs"), "routes.kto")[0]
+    turned = [name for name in before if before[name] != after[name]]
+    assert turned == [name for name in before if uniform(5, "noise", name) < 0.2] and 20 < len(turned) < 60
+    assert thumbs(0.2, seed=6) != after
+    noises = [Noise(0.2, 5), Noise(0.3, 5), Noise(0.2, 6)]
+    options = RowOptions(RatingOptions("thumbs"))
+    keys = {response_rows(store, responses, NoisyRatings(clean, "noisy", noise), options).key for noise in noises}
+    assert len(keys) == 3
 
 
 # --- what a verdict becomes

@@ -35,6 +35,11 @@ def labels(**changes: Any) -> dict[str, Any]:
     return {"routes": {"online": {"labels": {"by": "judge", "mode": "soft", **changes}}}}
 
 
+def offline(preset: str, by: str) -> dict[str, Any]:
+    return {"preset": preset, "labelers": NOISE, "routes": {"offline": {"responses": "prefs", "labels": by}}}
+
+
+NOISE = {"n": {"kind": "noise", "of": "people", "rate": 0.1}}
 TEMPER = {"step": "temper", "temperature": 2}
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "an ensemble of a stranger": (
@@ -45,6 +50,11 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         {"labelers": {"all": {"kind": "ensemble", "of": ["rm", "judge"]}}}, r"'judge' is not a labeler that scores",
     ),
     "an ensemble of one": ({"labelers": {"all": {"kind": "ensemble", "of": ["rm"]}}}, "at least 2 items"),
+    "a fit on nothing": (
+        {"labelers": {"own_rm": {"kind": "reward_model", "fit": {"data": "pref"}}}},
+        r"labelers\.own_rm\.fit\.data: 'pref' is not a data source.*'prefs'",
+    ),
+    "one name for two": ({"labelers": {"prefs": {"kind": "human"}}}, r"labelers: \['prefs'\] name both"),
     "noise over nobody": ({"labelers": {"n": {"kind": "noise", "of": "x", "rate": 0.1}}}, "'x' is not a labeler"),
     "a judge that scores the evaluation": (
         {"evaluation": {"scorers": ["points"]}}, r"evaluation\.scorers: 'points' is not a scorer that never fails",
@@ -59,6 +69,31 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         labels(regulation=[{"step": "disagreement", "with": "gole"}]), r"labels: 'gole' is not.*Did you mean 'gold'",
     ),
     "an audit by another dataset": (labels(audit=["prefs"]), "'prefs' is not a labeler, or the route's own"),
+    "an audit of groups": (
+        {"preset": "rloo", "routes": {"online": {"labels": {"by": "rm", "audit": ["gold"]}}}},
+        r"routes\.online\.labels: rloo learns from single responses, there are no pairs to regulate or audit",
+    ),
+    "scores turned round": (
+        {"preset": "sppo", "labelers": NOISE, "routes": {"online": {"labels": "n"}}},
+        r"online\.labels: 'n' turns labels round, and labels as win_rate, which sppo reads, have no other side",
+    ),
+    "noise over another data source": (
+        labels(by="n", mode="hard") | {"labelers": {"n": {"kind": "noise", "of": "prefs", "rate": 0.1}}},
+        r"routes\.online\.labels: data source 'prefs' has verdicts on its own pairs only",
+    ),
+    "verdicts of pairs for the rows of a dataset": (
+        offline("kto", "judge"), r"offline\.labels: 'judge' compares samples.* as thumbs of the responses of 'prefs'",
+    ),
+    "people's verdicts, turned round, for the same": (offline("kto", "n"), "'n' compares samples of a prompt"),
+    "people for rows that want scores": (offline("rwr", "people"), "rwr needs labels as score of.*who scores"),
+    "a comparison of one sample": (
+        {"preset": "ppo", "routes": {"online": {"labels": "judge"}}},
+        "ppo needs labels as score of one sample a prompt.*or draw two or more: num_generations: 2",
+    ),
+    "the best and the worst of single responses": (
+        {"preset": "sppo", "routes": {"online": {"labels": "rm", "keep": "best_worst"}}},
+        r"routes\.online: keep: best_worst chooses pairs, and sppo learns.*Set keep: all",
+    ),
     "changed labels of the policy": (
         labels(by="policy", regulation=[TEMPER]) | {"routes": {"online": {"labels": {"by": "policy", "mode": "soft",
         "regulation": [TEMPER]}, "sail_coef": 0.1}}}, "temper changes labels that the update makes anew",
@@ -81,6 +116,37 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
 }  # fmt: skip
 
 
+def penalty(preset: str, **route: Any) -> dict[str, Any]:
+    """A penalty beside one route of samples."""
+    keep = {"truncated": "keep", "missing_eos_penalty": 1.0}
+    return {"preset": preset, "hygiene": keep, "routes": {"online": {"responses": "policy", **route}}}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        penalty("oaif", labels="judge"),
+        penalty("oaif", labels="n") | {"labelers": NOISE},
+        penalty("osp", labels="own"),
+        penalty("oaif", labels="rm", responses="prefs") | {"num_rounds": 0},
+        penalty("oaif", labels="rm", loss={"type": "sft"}),  # reads no label
+    ],
+)
+def test_a_penalty_that_meets_no_score_of_a_sample_is_refused(change: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match=r"missing_eos_penalty: .*no route labels its samples by scores.*Leave it out"):
+        check(change)
+
+
+def test_a_penalty_that_meets_a_score_in_one_phase_may_stand_for_all() -> None:
+    for by in ("rm", "points", "n"):
+        assert check(penalty("oaif", labels=by) | {"labelers": {"n": {**NOISE["n"], "of": "gold"}}}) == []
+    offline = {"name": "first", "preset": "dpo", "routes": {"offline": {"responses": "prefs", "labels": "prefs"}}}
+    shared = {key: value for key, value in BASE.items() if key != "preset"}
+    phases = [offline, {"name": "then", "preset": "oaif", "routes": {"online": {"labels": "gold"}}}]
+    document = merge(shared, {"hygiene": penalty("oaif")["hygiene"], "phases": phases})
+    assert check_run(resolve(document), ["vllm", "transformers"]) == []
+
+
 @pytest.mark.parametrize("name", REFUSED)
 def test_what_cannot_work_is_refused(name: str) -> None:
     change, told = REFUSED[name]
@@ -95,6 +161,7 @@ def test_what_cannot_work_is_refused(name: str) -> None:
         labels(regulation=[TEMPER, {"step": "deduplicate"}], audit=["gold", "people"]),
         labels(by="own"),
         labels(by="n") | {"labelers": {"n": {"kind": "noise", "of": "rm", "rate": 0.1}}},
+        {"preset": "sppo", "routes": {"online": {"labels": "judge"}}},
         {"preset": "osp", "routes": {"online": {"labels": "own"}}},
         {"preset": "self-rewarding", "routes": {"online": {"labels": "points"}}},
         {"labelers": {"all": {"kind": "ensemble", "of": ["rm", "gold"]}}, "evaluation": {"scorers": ["all"]}},

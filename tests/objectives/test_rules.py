@@ -122,6 +122,8 @@ def test_a_sound_route_of_single_responses_has_no_findings(route):
         (replace(SFT, loss="nll", filtered=True), "a filter needs scores"),
         (replace(SFT, has_prompt_tag=True), "this route has no scores"),
         (replace(SFT, loss="kl_policy_ref", responses_from_policy=True, num_generations=1), "num_generations is 1"),
+        (replace(SCORED, keep="best_worst"), "keep: best_worst chooses pairs, and rwr learns from single responses"),
+        (replace(SFT, loss="kl_policy_ref", responses_from_policy=True, keep="random"), "keep: random chooses pairs"),
         (replace(SFT, labels_by="order"), "which of two is better"),
         (replace(SCORED, labels_by="policy"), "the policy labels pairs"),
         (replace(OFFLINE, labels_by="order"), "list of sources"),

@@ -10,6 +10,7 @@ from sail.core.seeds import uniform
 from sail.labeling.candidates import Candidate
 from sail.labeling.evidence import Evidence, Opinions
 from sail.labeling.labels import Opinion
+from sail.labeling.ratings import Kind, Noise, Rater, Ratings
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +42,27 @@ class NoiseEvidence:
 
     def read(self, responses: Artifact) -> Opinions:
         return _NoisyOpinions(self.of.read(responses), self.rate, self.seed)
+
+
+@dataclass(frozen=True, slots=True)
+class NoisyRatings:
+    """Ratings `of` whose thumbs are turned round where U(seed, response id) < rate.
+
+    Thumbs alone: what noise would do to a score is somebody's model of it, and no turn.
+    """
+
+    of: Rater
+    labeler: str
+    noise: Noise
+
+    def inputs(self) -> dict[str, Keyed]:
+        return self.of.inputs()
+
+    def recipe(self, kind: Kind) -> dict[str, Any]:
+        return {"by": "noise", "labeler": self.labeler, **self.noise._asdict(), "of": self.of.recipe(kind)}
+
+    def read(self, responses: Artifact) -> Ratings:
+        return self.of.read(responses)._replace(labeler=self.labeler, noise=self.noise)
 
 
 @dataclass(frozen=True, slots=True)
