@@ -13,6 +13,7 @@ from sail.objectives.statistics import StatisticRow, accepted, keyword_defaults
 
 Unit = Literal["pair", "response", "group"]
 Target = Literal["", "thumbs", "score", "win_rate"]
+Samples = Literal["", "policy", "reference", "others"]
 Status = Literal["exact", "heuristic", "reconstructed"]
 
 
@@ -46,6 +47,9 @@ class LossRow:
 
     target: Target = ""
     """what labels must say of every response; empty where the loss compares pairs or reads no label"""
+    samples: Samples = ""
+    """whose draws the expectation is over that has this gradient. policy: the policy's own, each at its probability;
+    reference: the reference's; others: anybody's but the policy's, on whose draws it is zero; empty: anybody's"""
     statistic: StatisticRow | None = None
     """what it needs to know of the global batch"""
     critic: Callable[..., Tensor] | None = None

@@ -5,13 +5,12 @@ is still a valid one: iterative or online DPO.
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 from sail.core.errors import UserError
 from sail.objectives import find_loss
-from sail.objectives.route_facts import Finding, RouteFacts, refused, warned
-
-Rule = Callable[[RouteFacts], Iterator[Finding]]
+from sail.objectives.route_facts import Finding, RouteFacts, Rule, refused, warned
+from sail.objectives.sample_rules import SAMPLE_RULES
 
 
 def check_route(facts: RouteFacts) -> list[Finding]:
@@ -100,47 +99,6 @@ def _features_can_be_read(facts: RouteFacts) -> Iterator[Finding]:
         )
 
 
-def _estimates_are_the_policys_own(facts: RouteFacts) -> Iterator[Finding]:
-    """Losses that learn from a round's estimates: their ratios and advantages are those of samples of the policy."""
-    if find_loss(facts.loss).rollouts is None:
-        return
-    if not facts.responses_from_policy or facts.sources > 1:
-        yield refused(f"{facts.loss} learns from samples of the policy alone", "Set responses: policy")
-    if not facts.own_samples:
-        yield refused(
-            f"{facts.loss} starts from the policy that drew its samples",
-            "Set round: {init_from: previous, data: new, staleness: 0}",
-        )
-    if facts.importance_mode != "none":
-        yield refused(f"{facts.loss} weighs every token itself", "Set importance_sampling: {mode: none}")
-    cut = _truncations(facts) + ([f"temperature {facts.temperature}"] if facts.temperature != 1.0 else [])
-    if cut:
-        yield refused(
-            f"{', '.join(cut)}: the samples are not those of the policy that {facts.loss} moves",
-            "Sample with temperature: 1, top_p: 1, top_k: 0, min_p: 0, min_tokens: 0",
-        )
-
-
-def _greedy_responses_are_no_draws(facts: RouteFacts) -> Iterator[Finding]:
-    if not facts.greedy:
-        return
-    unit = find_loss(facts.loss).unit
-    if facts.sail_coef > 0.0:
-        yield refused(
-            "greedy responses with sail_coef > 0: they jump with the policy, which no score term sees",
-            "Set sail_coef: 0, or responses: policy",
-        )
-    if unit == "group":
-        yield refused(
-            f"{facts.loss} compares draws of a prompt, and greedy responses are none", "Use responses: policy"
-        )
-    elif unit == "pair" and facts.sources == 1:
-        yield refused(
-            f"{facts.loss} compares two responses, and a prompt has one greedy one",
-            "Set responses: [policy_greedy, <another source>]",
-        )
-
-
 def _coefficient_means_something(facts: RouteFacts) -> Iterator[Finding]:
     c = facts.sail_coef
     if not (math.isfinite(c) and c >= 0.0):
@@ -160,53 +118,6 @@ def _coefficient_fits_beta(facts: RouteFacts) -> Iterator[Finding]:
             f"sail_coef {facts.sail_coef:g} is {facts.sail_coef / facts.beta:.1f} times beta: its terms may outweigh "
             "the plain one (published coefficients belong to another gradient)",
             "Start from sail_coef = beta and watch sail/score_to_plain_ratio",
-        )
-
-
-def _score_term_is_exact(facts: RouteFacts) -> Iterator[Finding]:
-    if not (facts.sail_coef > 0.0 and facts.responses_from_policy):
-        return
-    if facts.keep == "best_worst":
-        yield refused(
-            f"best of {facts.num_generations} against worst with sail_coef > 0: the pair is no draw from the policy",
-            "Set sail_coef: 0 (iterative DPO), or keep: all (for two generations the same pairs)",
-        )
-    cut = _truncations(facts)
-    if cut:
-        yield refused(
-            f"{', '.join(cut)} with sail_coef > 0: samples from a truncated support cannot be repaired by weights",
-            "Sample with top_p: 1, top_k: 0, min_p: 0, min_tokens: 0, no linear_alignment, or set sail_coef: 0",
-        )
-    if facts.temperature != 1.0 and facts.importance_mode == "none":
-        yield refused(
-            f"temperature {facts.temperature} with sail_coef > 0 and no importance weights",
-            "Set temperature: 1, or importance_sampling: {mode: sequence_mask, apply_to: all}",
-        )
-
-
-def _score_term_is_biased(facts: RouteFacts) -> Iterator[Finding]:
-    if not (facts.sail_coef > 0.0 and facts.responses_from_policy):
-        return
-    if facts.stale and facts.importance_mode == "none":
-        yield warned(
-            "stale samples without importance weights: the gradient is that of another objective",
-            "Set importance_sampling: {mode: sequence_mask, apply_to: all}",
-        )
-    if facts.importance_mode != "none" and facts.importance_apply_to == "score":
-        yield warned(
-            "weighing only the score term leaves an error on stale or tempered samples (40 % on a toy)",
-            "Set importance_sampling.apply_to: all",
-        )
-    if facts.filters:
-        yield warned(
-            "pairs are filtered while sail_coef > 0: the score term and its baseline assume every drawn pair",
-            "Keep identical, truncated and near-tied pairs in, or set sail_coef: 0",
-        )
-    if facts.labels_may_lack:
-        yield warned(
-            "errors and abstentions of the labeler leave pairs out while sail_coef > 0: the score term and its "
-            "baseline assume every drawn pair",
-            "Watch labels/dropped_errors and labels/dropped_abstained, or set sail_coef: 0",
         )
 
 
@@ -245,26 +156,12 @@ def _has_label_term(facts: RouteFacts) -> bool:
     return facts.labels_by == "policy" and facts.when == "fresh" and facts.mode != "hard"
 
 
-def _truncations(facts: RouteFacts) -> list[str]:
-    cut = {
-        f"top_p {facts.top_p}": facts.top_p < 1.0,
-        f"top_k {facts.top_k}": facts.top_k > 0,
-        f"min_p {facts.min_p}": facts.min_p > 0.0,
-        f"min_tokens {facts.min_tokens}": facts.min_tokens > 0,
-        "linear_alignment": facts.linear_alignment,
-    }
-    return [name for name, applies in cut.items() if applies]
-
-
 RULES: tuple[Rule, ...] = (
     _loss_and_labels_fit,
     _single_responses_have_what_they_need,
     _features_can_be_read,
-    _estimates_are_the_policys_own,
-    _greedy_responses_are_no_draws,
     _coefficient_means_something,
     _coefficient_fits_beta,
-    _score_term_is_exact,
-    _score_term_is_biased,
     _policy_labels_carry_signal,
+    *SAMPLE_RULES,
 )

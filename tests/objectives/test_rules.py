@@ -17,6 +17,11 @@ PPO = RouteFacts(
     "ppo", responses_from_policy=True, labels_by="others", labels_as="score", has_value=True, importance_mode="none"
 )
 SFT = RouteFacts("sft", responses_from_policy=False, labels_by="none")
+SCORED = replace(SFT, loss="rwr", labels_by="others", labels_as="score")
+RLOO = replace(SCORED, loss="rloo", responses_from_policy=True)
+KL = replace(SFT, loss="kl_policy_ref", responses_from_policy=True)
+KL_FROM_REFERENCE = replace(SFT, loss="kl_ref_policy", responses_from_reference=True)
+OPTIMISM = replace(SFT, loss="optimism", responses_from_reference=True)
 
 
 @pytest.mark.parametrize(
@@ -54,9 +59,6 @@ def test_a_sound_route_has_no_findings(route):
     assert check_route(route) == []
 
 
-SCORED = replace(SFT, loss="rwr", labels_by="others", labels_as="score")
-
-
 @pytest.mark.parametrize(
     "route",
     [
@@ -66,7 +68,15 @@ SCORED = replace(SFT, loss="rwr", labels_by="others", labels_as="score")
         replace(SCORED, loss="dro_v", has_value=True),
         replace(SCORED, loss="kto", labels_as="thumbs"),
         replace(OFFLINE, labels_by="order", sources=2),
-        replace(SFT, loss="kl_policy_ref", responses_from_policy=True, num_generations=2),
+        KL,
+        replace(KL, stale=True, temperature=0.7),  # which the weights repair
+        RLOO,
+        replace(RLOO, stale=True, temperature=0.7, importance_apply_to="score"),
+        replace(PPO, stale=True),  # its ratios are its weights
+        KL_FROM_REFERENCE,
+        replace(KL_FROM_REFERENCE, stale=True, importance_mode="none"),
+        replace(KL_FROM_REFERENCE, responses_from_reference=False, temperature=0.7, top_p=0.9),  # of a dataset
+        replace(OPTIMISM, temperature=0.7, top_p=0.9, filters=True, importance_mode="none", stale=True),
     ],
 )
 def test_a_sound_route_of_single_responses_has_no_findings(route):
@@ -85,6 +95,20 @@ def test_a_sound_route_of_single_responses_has_no_findings(route):
         (replace(PPO, importance_mode="truncate"), "weighs every token itself"),
         (replace(PPO, temperature=0.7), "temperature 0.7: the samples are not those"),
         (replace(PPO, top_p=0.9), "top_p 0.9: the samples are not those"),
+        *((replace(route, responses_from_policy=False), "samples of the policy alone") for route in (RLOO, KL)),
+        *((replace(route, sources=2), "samples of the policy alone") for route in (RLOO, KL)),
+        *((replace(route, top_p=0.9), "top_p 0.9 under ") for route in (RLOO, KL, KL_FROM_REFERENCE)),
+        (replace(RLOO, linear_alignment=True), "linear_alignment under rloo"),
+        *((replace(route, temperature=0.7, importance_mode="none"), "no importance weights") for route in (RLOO, KL)),
+        (
+            replace(KL_FROM_REFERENCE, temperature=0.7),
+            "temperature 0.7 under kl_ref_policy: the samples are not the ref",
+        ),
+        *(
+            (replace(route, responses_from_policy=True), "zero in expectation")
+            for route in (KL_FROM_REFERENCE, OPTIMISM)
+        ),
+        (replace(KL_FROM_REFERENCE, greedy=True), "greedy responses are none"),
         (replace(OFFLINE, loss="fpo"), "needs a sparse autoencoder"),
         (replace(OFFLINE, loss="dpoo"), "no loss named 'dpoo'"),
         (replace(PP, loss="slic"), "preference link"),
@@ -147,6 +171,13 @@ def test_what_cannot_be_right_is_refused(route, problem):
         (replace(PR, labels_may_lack=True), "errors and abstentions of the labeler leave pairs out"),
         (replace(PR, stale=True, importance_mode="none"), "stale samples"),
         (replace(PR, sail_coef=0.3, beta=0.1), "sail_coef 0.3 is 3.0 times beta"),
+        *((replace(route, stale=True, importance_mode="none"), "stale samples") for route in (RLOO, KL)),
+        *(
+            (replace(route, filters=True), "responses are filtered under ")
+            for route in (RLOO, KL, KL_FROM_REFERENCE, PPO)
+        ),
+        (replace(RLOO, filtered=True), "responses are filtered under rloo"),
+        *((replace(route, labels_may_lack=True), "of the labeler leave responses out") for route in (RLOO, PPO)),
     ],
 )
 def test_what_is_allowed_but_biased_is_warned_about(route, problem):
@@ -158,4 +189,4 @@ def test_all_findings_of_a_route_come_at_once_refusals_first():
     route = replace(PP, loss="slic", mode="hard", sail_coef=0.5, keep="best_worst", top_p=0.9, filters=True)
     levels = [finding.level for finding in check_route(route)]
     assert levels == ["refused"] * 3 + ["warned"] * 2
-    assert len(RULES) == 10
+    assert len(RULES) == 12
