@@ -1,7 +1,7 @@
 """What the rules need to know of a route, and what they answer."""
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Literal
 
 
@@ -34,8 +34,10 @@ class RouteFacts:
     when: Literal["fresh", "frozen"] = "fresh"
     """of labels by the policy: computed at the current parameters, or stored once"""
     sail_coef: float = 0.0
-    beta: float = 0.0
-    """of the loss; 0 where it has none"""
+    loss_params: Mapping[str, float] = field(default_factory=dict)
+    """what differs from the loss's defaults"""
+    num_tokens: float = 256.0
+    """the length a response may have, for losses that average over it"""
     num_generations: int = 2
     keep: Literal["all", "best_worst", "random"] = "all"
     temperature: float = 1.0

@@ -112,13 +112,21 @@ def _coefficient_means_something(facts: RouteFacts) -> Iterator[Finding]:
         )
 
 
-def _coefficient_fits_beta(facts: RouteFacts) -> Iterator[Finding]:
-    if facts.beta > 0.0 and facts.sail_coef > 1.5 * facts.beta:
+def _coefficient_fits_the_loss(facts: RouteFacts) -> Iterator[Finding]:
+    row, c = find_loss(facts.loss), facts.sail_coef
+    if row.unit != "pair" or not c > 0.0:
+        return
+    start, pull = row.baseline_start(**facts.loss_params), row.plain_pull(facts.num_tokens, **facts.loss_params)
+    scale = _DPO_AT_BETA * pull / start if start > 0.0 else math.inf
+    if c > 1.5 * scale > 0.0:
         yield warned(
-            f"sail_coef {facts.sail_coef:g} is {facts.sail_coef / facts.beta:.1f} times beta: its terms may outweigh "
-            "the plain one (published coefficients belong to another gradient)",
-            "Start from sail_coef = beta and watch sail/score_to_plain_ratio",
+            f"sail_coef {c:g} is {c / scale:.1f} times {scale:.2g}, the scale of {facts.loss} here (for dpo beta): its "
+            "terms may outweigh the plain one (published coefficients belong to another gradient)",
+            f"Start from sail_coef: {scale:.2g} and watch sail/score_to_plain_ratio",
         )
+
+
+_DPO_AT_BETA = 2.0 * math.log(2.0)  # c l over the plain pull of dpo, c = beta, l = log 2, pull = beta / 2
 
 
 def _policy_labels_carry_signal(facts: RouteFacts) -> Iterator[Finding]:
@@ -161,7 +169,7 @@ RULES: tuple[Rule, ...] = (
     _single_responses_have_what_they_need,
     _features_can_be_read,
     _coefficient_means_something,
-    _coefficient_fits_beta,
+    _coefficient_fits_the_loss,
     _policy_labels_carry_signal,
     *SAMPLE_RULES,
 )
