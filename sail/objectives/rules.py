@@ -33,9 +33,9 @@ def _loss_and_labels_fit(facts: RouteFacts) -> Iterator[Finding]:
             "Use dpo or ipo, or labels by a reward model or a callable",
         )
     if facts.mode == "soft" and not row.soft_labels:
-        yield refused(f"{facts.loss} takes no soft labels: {row.hard_only}", "Use mode: hard, or another loss")
+        yield refused(f"{facts.loss} takes no soft labels: {row.hard_only}", "Use label_mode: hard, or another loss")
     if facts.mode != "hard" and facts.labels_by == "order":
-        yield refused("labels: order names winners, no probabilities", "Use mode: hard")
+        yield refused("labels: order names winners, no probabilities", "Use label_mode: hard")
     if facts.labels_by == "none":
         yield refused(f"{facts.loss} is a loss of labelled pairs and the route has labels: none", "Name a labeler")
     if facts.labels_as not in ("", "preference"):
@@ -85,7 +85,7 @@ def _single_responses_have_what_they_need(facts: RouteFacts) -> Iterator[Finding
 
 
 _TARGET_CURES = {
-    "thumbs": "Use data with a boolean column label, or a labeler: {by: rm, as: thumbs, threshold: 0}",
+    "thumbs": "Use data with a boolean column label, or labels: {by: rm, as: thumbs, threshold: 0}",
     "score": "Use data with a score column, or labels by a reward model or a callable",
     "win_rate": "Label samples of the policy by a reward model or a callable, with num_generations 2 or more",
 }
@@ -135,7 +135,7 @@ def _policy_labels_carry_signal(facts: RouteFacts) -> Iterator[Finding]:
     if facts.when == "frozen":
         yield from _frozen_labels(facts)
     elif facts.mode == "hard":
-        yield warned("hard labels by the policy amplify its own opinion", "Use mode: soft or sampled")
+        yield warned("hard labels by the policy amplify its own opinion", "Use label_mode: soft or sampled")
     elif facts.sail_coef == 0.0 and facts.mode == "soft":
         yield refused(
             "fresh soft labels by the policy with sail_coef 0: the gradient is exactly zero",
@@ -152,11 +152,11 @@ def _frozen_labels(facts: RouteFacts) -> Iterator[Finding]:
     if facts.policy_is_reference:
         yield refused(
             "frozen labels by a policy that equals its reference: every log-ratio is 0, so every pair is a tie",
-            "Use when: fresh, or start from a policy that has been trained against this reference",
+            "Use label_when: fresh, or start from a policy that has been trained against this reference",
         )
     yield warned(
         "frozen labels by the policy are another algorithm than SAIL-PP and SAIL-DP (gradient cosine .58)",
-        "Use when: fresh, unless this is the ablation",
+        "Use label_when: fresh, unless this is the ablation",
     )
 
 
