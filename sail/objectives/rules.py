@@ -120,7 +120,7 @@ def _coefficient_fits_the_loss(facts: RouteFacts) -> Iterator[Finding]:
     scale = _DPO_AT_BETA * pull / start if start > 0.0 else math.inf
     if c > 1.5 * scale > 0.0:
         yield warned(
-            f"sail_coef {c:g} is {c / scale:.1f} times {scale:.2g}, the scale of {facts.loss} here (for dpo beta): its "
+            f"sail_coef {c:g} is {c / scale:.1f} times {scale:.2g}, the scale of {facts.loss} here (dpo: beta): its "
             "terms may outweigh the plain one (published coefficients belong to another gradient)",
             f"Start from sail_coef: {scale:.2g} and watch sail/score_to_plain_ratio",
         )

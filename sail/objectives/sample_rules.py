@@ -35,8 +35,9 @@ def _expectation(facts: RouteFacts) -> _Expectation | None:
 
 
 def _responses_are_whose_the_loss_says(facts: RouteFacts) -> Iterator[Finding]:
-    whose = find_loss(facts.loss).samples
-    if whose == "policy" and not facts.greedy and (not facts.responses_from_policy or facts.sources > 1):
+    row = find_loss(facts.loss)
+    whose, told_as_greedy = row.samples, facts.greedy and row.unit == "group"
+    if whose == "policy" and not told_as_greedy and (not facts.responses_from_policy or facts.sources > 1):
         yield refused(f"{facts.loss} learns from samples of the policy alone", "Set responses: policy")
     if whose in ("reference", "others") and facts.responses_from_policy:
         yield refused(

@@ -93,6 +93,7 @@ def test_a_sound_route_of_single_responses_has_no_findings(route):
         (replace(PPO, labels_by="none", labels_as=""), "and nobody gives any"),
         (replace(PPO, responses_from_policy=False), "samples of the policy alone"),
         (replace(PPO, sources=2), "samples of the policy alone"),
+        (replace(PPO, responses_from_policy=False, greedy=True), "samples of the policy alone"),
         (replace(PPO, own_samples=False), "starts from the policy that drew its samples"),
         (replace(PPO, importance_mode="truncate"), "weighs every token itself"),
         (replace(PPO, temperature=0.7), "temperature 0.7: the samples are not those"),
