@@ -26,7 +26,7 @@ from sail.policy.loading import Checkpoint, is_encoder_decoder
 from sail.update.batches import exact_shares
 from sail.update.eight_bit import check_optimizer
 
-POLICY, NOBODY, DATA_ORDER = "policy", "none", "order"
+POLICY, REFERENCE, NOBODY, DATA_ORDER = "policy", "reference", "none", "order"
 
 
 def check_run(settings: RunSettings, engines: Iterable[str]) -> list[str]:
@@ -243,6 +243,7 @@ def _facts(phase: PhaseSettings, route: RouteSettings, loss: LossSettings, setti
     return RouteFacts(
         loss=loss.type,
         responses_from_policy=POLICY in route.sources,
+        responses_from_reference=REFERENCE in route.sources,
         greedy=GREEDY in route.sources,
         sources=len(route.sources),
         labels_by="none" if by == NOBODY else ("order" if by == DATA_ORDER else "policy" if by == POLICY else "others"),
@@ -254,7 +255,8 @@ def _facts(phase: PhaseSettings, route: RouteSettings, loss: LossSettings, setti
         mode=mode,
         when=route.labels.when,
         sail_coef=route.sail_coef,
-        beta=loss_params(loss).get("beta", 0.0),
+        loss_params=loss.params,
+        num_tokens=float(generation.max_completion_length),
         num_generations=route.num_generations,
         keep=route.keep,
         temperature=generation.temperature,
@@ -268,7 +270,7 @@ def _facts(phase: PhaseSettings, route: RouteSettings, loss: LossSettings, setti
         importance_mode=phase.importance_sampling.mode,
         importance_apply_to=phase.importance_sampling.apply_to,
         policy_is_reference=phase.round.reference in same_as_start,
-        filters=_filters(phase, route),
+        filters=_filters(phase, route, find_loss(loss.type).unit == "pair"),
         labels_may_lack=POLICY in route.sources and may_lack_labels(route, settings),
     )
 
@@ -278,11 +280,14 @@ def _own_samples(phase: PhaseSettings) -> bool:
     return phase.num_rounds < 2 or (turn.init_from, turn.data, turn.staleness) == ("previous", "new", 0)
 
 
-def _filters(phase: PhaseSettings, route: RouteSettings) -> bool:
+def _filters(phase: PhaseSettings, route: RouteSettings, pairs: bool) -> bool:
+    """Whether some of what is drawn is left out, of pairs for what they are together too."""
     hygiene = phase.hygiene
-    drops = (hygiene.truncated, hygiene.empty, hygiene.identical, hygiene.ties)
-    dropped = "drop" in drops or hygiene.min_margin > 0 or any(map(drops_pairs, route.labels.regulation))
-    return POLICY in route.sources and dropped
+    dropped = "drop" in (hygiene.truncated, hygiene.empty)
+    if pairs:
+        dropped |= "drop" in (hygiene.identical, hygiene.ties) or hygiene.min_margin > 0
+        dropped |= any(map(drops_pairs, route.labels.regulation))
+    return not {POLICY, REFERENCE}.isdisjoint(route.sources) and dropped
 
 
 def label_mode(route: RouteSettings) -> LabelMode:

@@ -93,7 +93,9 @@ def _check_steps(route: RouteSettings, loss: str, mode: LabelMode, where: str) -
         raise UserError(f"{changing[0]} makes soft labels, and {loss} takes none: {row.hard_only}", where=where,
                         cure="Leave the step out, or take another loss")  # fmt: skip
     if "temper" in changing and mode != "soft":
-        raise UserError(f"temper does nothing to {mode} labels: they are 0 or 1", where=where, cure="Use mode: soft")
+        raise UserError(
+            f"temper does nothing to {mode} labels: they are 0 or 1", where=where, cure="Use label_mode: soft"
+        )
 
 
 def _check_second(name: str, route: RouteSettings, settings: RunSettings, where: str) -> None:

@@ -83,7 +83,8 @@ METRICS: dict[str, str] = {
     # a reward model fitted here, on the pairs it was not fitted to; the same in every round
     "reward/accuracy_holdout": "share of pairs, no ties, whose likelier response scores higher; equal scores half",
     "reward/temperature": "tau of sigmoid(margin / tau) with the least reward/nll_holdout: the default of soft labels",
-    "reward/nll_holdout": "mean -p log q - (1 - p) log(1 - q), q = sigmoid(margin / tau), nats a pair",
+    "reward/nll_holdout": "mean -p log q - (1 - p) log(1 - q), q = (1 - e) sigmoid(margin / tau) + "
+    "e sigmoid(-margin / tau), e the fit's label_noise, nats a pair",
     "reward/ece_holdout": "expected calibration error of q against the pairs' labels, ten bins of confidence",
     # verdicts of a labeler of pairs, per round
     "judge/tie_share": "share of pairs judged equal; a judge that follows the order of presentation counts as a tie",

@@ -70,7 +70,7 @@ def _probability(opinion: Opinion, mode: LabelMode, where: str) -> float:
     if opinion.p_a is None:
         raise UserError(
             f"label mode '{mode}' needs scores of both responses, the dataset has none for some pairs", where=where,
-            cure="Use mode: hard, add score_chosen and score_rejected to the data, or label by a reward model",
+            cure="Use label_mode: hard, add score_chosen and score_rejected to the data, or label by a reward model",
         )  # fmt: skip
     return opinion.p_a
 

@@ -25,7 +25,7 @@ from sail.labeling.reward_pairs import RewardPair, batches, read_pairs, split_ho
 from sail.labeling.reward_training import held_out_margins, train
 from sail.policy.loading import Checkpoint, is_adapter, model_folder, quiet_loading
 
-VERSION = 2
+VERSION = 3
 METRICS_FILE = "metrics.jsonl"
 _WHERE = "labelers.fit"
 
@@ -58,7 +58,7 @@ def fit_reward_model(
             model.model.save_pretrained(workspace.path / "model")
         model.tokenizer.save_pretrained(workspace.path / "model")
         margins = held_out_margins(model, held_out, settings.max_tokens_per_microbatch)
-        figures = _holdout_figures(margins, [pair.p for pair in held_out])
+        figures = _holdout_figures(margins, [pair.p for pair in held_out], settings.label_noise)
         return {"steps": steps, "pairs": len(pairs), "pairs_holdout": len(held_out), **figures}
 
     recipe = _recipe(settings) | {"seed": seed}
@@ -111,14 +111,14 @@ def _train(
                 workspace.say(f"step {metrics['step']} of {len(work)}: loss {metrics['loss']:.4f}")
 
 
-def _holdout_figures(margins: Sequence[float], p: Sequence[float]) -> dict[str, float]:
+def _holdout_figures(margins: Sequence[float], p: Sequence[float], noise: float) -> dict[str, float]:
     if not margins:
         return {}
-    temperature = fit_temperature(margins, p)
+    temperature = fit_temperature(margins, p, noise=noise)
     figures = {
         "reward/accuracy_holdout": accuracy(margins, p),
         "reward/temperature": temperature,
-        "reward/nll_holdout": negative_log_likelihood(margins, temperature, p),
-        "reward/ece_holdout": expected_calibration_error(margins, temperature, p),
+        "reward/nll_holdout": negative_log_likelihood(margins, temperature, p, noise=noise),
+        "reward/ece_holdout": expected_calibration_error(margins, temperature, p, noise=noise),
     }
     return {name: value for name, value in figures.items() if value is not None}

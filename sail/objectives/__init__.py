@@ -120,25 +120,26 @@ LOSSES: dict[str, LossRow] = {
     ),
     "rloo": LossRow(
         rloo, "group", _REFERENCE, "Ahmadian et al. 2024, arXiv 2402.14740, section 2.3", "exact", hard_only=_NO_RIVAL,
-        target="score",
+        target="score", samples="policy",
     ),
     "ppo": LossRow(
         ppo, "response", (), "Schulman et al. 2017, arXiv 1707.06347, eq. 7; Ouyang et al. 2022, arXiv 2203.02155",
-        "exact", hard_only=_NO_RIVAL, target="score", critic=ppo_value, rollouts=ppo_rollouts,
+        "exact", hard_only=_NO_RIVAL, target="score", samples="policy", critic=ppo_value, rollouts=ppo_rollouts,
         elsewhere="summed over the tokens of a response; TRL averages over the tokens of a batch",
     ),
     "kl_policy_ref": LossRow(
         kl_policy_ref, "group", _REFERENCE, "HyPO, Song et al. 2024, arXiv 2406.01462", "reconstructed",
-        hard_only=_NO_LABEL,
+        hard_only=_NO_LABEL, samples="policy",
     ),
     "kl_ref_policy": LossRow(
         kl_ref_policy, "response", _REFERENCE, "SAIL-RevKL, Wu et al. 2026, arXiv 2606.31524", "reconstructed",
-        hard_only=_NO_LABEL,
+        hard_only=_NO_LABEL, samples="reference",
     ),
     "optimism": LossRow(
         optimism, "response", _REFERENCE,
         "SELM, Zhang et al. 2024, arXiv 2405.19332, eq. 4.2; XPO, Xie et al. 2024, arXiv 2405.21046, Algorithm 1; "
         "VPO, Cen et al. 2024, arXiv 2405.19320, reconstructed", "exact", hard_only=_NO_LABEL,
+        samples="others",
     ),
     "linear": LossRow(linear, "pair", _REFERENCE, "SPAC, Ji et al. 2024, arXiv 2406.04274", "reconstructed"),
     "abs_margin": LossRow(

@@ -38,7 +38,7 @@ class RunningMean:
             raise UserError(
                 f"the loss values of an optimizer step sum to {values_sum}",
                 where="sail baseline",
-                cure="Lower learning_rate or max_grad_norm, or look for a non-finite log-probability",
+                cure="Lower update.learning_rate or update.max_grad_norm, or look for a non-finite log-probability",
             )
         total = self.count + count
         if total == 0:
@@ -50,13 +50,14 @@ class RunningMean:
         return asdict(self)
 
     @classmethod
-    def from_dict(cls, record: Mapping[str, object]) -> "RunningMean":
-        """The inverse of to_dict; UserError where the record is not one."""
+    def from_dict(cls, record: Mapping[str, object], where: str = "sail baseline") -> "RunningMean":
+        """The inverse of to_dict; UserError, naming the file `where` it stands, where the record is not one."""
         count, mean = record.get("count"), record.get("mean")
         if type(count) is not int or count < 0 or not isinstance(mean, int | float) or not math.isfinite(mean):
             raise UserError(
                 f"expected {{count: int >= 0, mean: finite float}}, got {dict(record)}",
-                where="sail baseline",
-                cure="The step checkpoint is damaged: resume from an earlier one",
+                where=where,
+                cure="The file is damaged: delete its folder step-..., and that round's update starts anew; a damaged "
+                "file of a committed checkpoint is found by `sail verify`",
             )
         return cls(count, float(mean))

@@ -13,6 +13,7 @@ from sail.objectives.statistics import StatisticRow, accepted, keyword_defaults
 
 Unit = Literal["pair", "response", "group"]
 Target = Literal["", "thumbs", "score", "win_rate"]
+Samples = Literal["", "policy", "reference", "others"]
 Status = Literal["exact", "heuristic", "reconstructed"]
 
 
@@ -46,6 +47,9 @@ class LossRow:
 
     target: Target = ""
     """what labels must say of every response; empty where the loss compares pairs or reads no label"""
+    samples: Samples = ""
+    """whose draws the expectation is over that has this gradient. policy: the policy's own, each at its probability;
+    reference: the reference's; others: anybody's but the policy's, on whose draws it is zero; empty: anybody's"""
     statistic: StatisticRow | None = None
     """what it needs to know of the global batch"""
     critic: Callable[..., Tensor] | None = None
@@ -100,3 +104,14 @@ class LossRow:
         one = torch.ones(1, dtype=torch.float64)
         response = Responses(logps=-one, ref_logps=-one, num_tokens=one, feature_distances=0.0 * one)
         return float(self.function(response, response, **params))
+
+    def plain_pull(self, num_tokens: float, **params: float) -> float:
+        """|d loss / d log pi| where baseline_start is taken, of the side that is pulled harder; beta / 2 for dpo.
+
+        A loss that averages over tokens pulls a response of num_tokens tokens num_tokens times less hard.
+        """
+        length = torch.full((1,), num_tokens, dtype=torch.float64)
+        sides = [(-length).requires_grad_(), (-length).requires_grad_()]
+        a, b = (Responses(logps, -length, length, feature_distances=0.0 * length) for logps in sides)
+        pulls = torch.autograd.grad(self.function(a, b, **params).sum(), sides)
+        return max(float(pull.abs()) for pull in pulls)

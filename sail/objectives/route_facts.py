@@ -1,6 +1,7 @@
 """What the rules need to know of a route, and what they answer."""
 
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Literal
 
 
@@ -13,6 +14,8 @@ class RouteFacts:
     responses_from_policy: bool
     """some response of the route is drawn from the policy that is being trained"""
     labels_by: Literal["others", "policy", "order", "none"]
+    responses_from_reference: bool = False
+    """some response is drawn from the reference"""
     greedy: bool = False
     """some response is the policy's likeliest one: no draw from it, and one a prompt"""
     sources: int = 1
@@ -31,8 +34,10 @@ class RouteFacts:
     when: Literal["fresh", "frozen"] = "fresh"
     """of labels by the policy: computed at the current parameters, or stored once"""
     sail_coef: float = 0.0
-    beta: float = 0.0
-    """of the loss; 0 where it has none"""
+    loss_params: Mapping[str, float] = field(default_factory=dict)
+    """what differs from the loss's defaults"""
+    num_tokens: float = 256.0
+    """the length a response may have, for losses that average over it"""
     num_generations: int = 2
     keep: Literal["all", "best_worst", "random"] = "all"
     temperature: float = 1.0
@@ -52,9 +57,9 @@ class RouteFacts:
     policy_is_reference: bool = False
     """the policy that writes frozen labels equals the reference, as in the first round from the base model"""
     filters: bool = False
-    """some drawn pairs are left out: truncated ones, near-ties, identical ones"""
+    """some of what was drawn is left out: truncated and empty samples, of pairs near-ties and identical ones"""
     labels_may_lack: bool = False
-    """the labeler may fail on a pair or abstain, which leaves the pair out"""
+    """the labeler may fail or abstain, which leaves the pair or the response out"""
 
 
 @dataclass(frozen=True)
@@ -74,3 +79,6 @@ def refused(problem: str, cure: str) -> Finding:
 def warned(problem: str, cure: str) -> Finding:
     """A finding that is printed and recorded."""
     return Finding("warned", problem, cure)
+
+
+Rule = Callable[[RouteFacts], Iterator[Finding]]

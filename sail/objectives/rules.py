@@ -5,13 +5,12 @@ is still a valid one: iterative or online DPO.
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 from sail.core.errors import UserError
 from sail.objectives import find_loss
-from sail.objectives.route_facts import Finding, RouteFacts, refused, warned
-
-Rule = Callable[[RouteFacts], Iterator[Finding]]
+from sail.objectives.route_facts import Finding, RouteFacts, Rule, refused, warned
+from sail.objectives.sample_rules import SAMPLE_RULES
 
 
 def check_route(facts: RouteFacts) -> list[Finding]:
@@ -34,9 +33,9 @@ def _loss_and_labels_fit(facts: RouteFacts) -> Iterator[Finding]:
             "Use dpo or ipo, or labels by a reward model or a callable",
         )
     if facts.mode == "soft" and not row.soft_labels:
-        yield refused(f"{facts.loss} takes no soft labels: {row.hard_only}", "Use mode: hard, or another loss")
+        yield refused(f"{facts.loss} takes no soft labels: {row.hard_only}", "Use label_mode: hard, or another loss")
     if facts.mode != "hard" and facts.labels_by == "order":
-        yield refused("labels: order names winners, no probabilities", "Use mode: hard")
+        yield refused("labels: order names winners, no probabilities", "Use label_mode: hard")
     if facts.labels_by == "none":
         yield refused(f"{facts.loss} is a loss of labelled pairs and the route has labels: none", "Name a labeler")
     if facts.labels_as not in ("", "preference"):
@@ -91,7 +90,7 @@ def _single_responses_have_what_they_need(facts: RouteFacts) -> Iterator[Finding
 
 
 _TARGET_CURES = {
-    "thumbs": "Use data with a boolean column label, or a labeler: {by: rm, as: thumbs, threshold: 0}",
+    "thumbs": "Use data with a boolean column label, or labels: {by: rm, as: thumbs, threshold: 0}",
     "score": "Use data with a score column, or labels by a reward model or a callable",
     "win_rate": "Label samples of the policy by a reward model or a callable, with num_generations 2 or more",
 }
@@ -102,47 +101,6 @@ def _features_can_be_read(facts: RouteFacts) -> Iterator[Finding]:
         yield refused(
             f"{facts.loss} needs a sparse autoencoder of this very model",
             "Set components.sae: {path: ..., layer: ...}",
-        )
-
-
-def _estimates_are_the_policys_own(facts: RouteFacts) -> Iterator[Finding]:
-    """Losses that learn from a round's estimates: their ratios and advantages are those of samples of the policy."""
-    if find_loss(facts.loss).rollouts is None:
-        return
-    if not facts.responses_from_policy or facts.sources > 1:
-        yield refused(f"{facts.loss} learns from samples of the policy alone", "Set responses: policy")
-    if not facts.own_samples:
-        yield refused(
-            f"{facts.loss} starts from the policy that drew its samples",
-            "Set round: {init_from: previous, data: new, staleness: 0}",
-        )
-    if facts.importance_mode != "none":
-        yield refused(f"{facts.loss} weighs every token itself", "Set importance_sampling: {mode: none}")
-    cut = _truncations(facts) + ([f"temperature {facts.temperature}"] if facts.temperature != 1.0 else [])
-    if cut:
-        yield refused(
-            f"{', '.join(cut)}: the samples are not those of the policy that {facts.loss} moves",
-            "Sample with temperature: 1, top_p: 1, top_k: 0, min_p: 0, min_tokens: 0",
-        )
-
-
-def _greedy_responses_are_no_draws(facts: RouteFacts) -> Iterator[Finding]:
-    if not facts.greedy:
-        return
-    unit = find_loss(facts.loss).unit
-    if facts.sail_coef > 0.0:
-        yield refused(
-            "greedy responses with sail_coef > 0: they jump with the policy, which no score term sees",
-            "Set sail_coef: 0, or responses: policy",
-        )
-    if unit == "group":
-        yield refused(
-            f"{facts.loss} compares draws of a prompt, and greedy responses are none", "Use responses: policy"
-        )
-    elif unit == "pair" and facts.sources == 1:
-        yield refused(
-            f"{facts.loss} compares two responses, and a prompt has one greedy one",
-            "Set responses: [policy_greedy, <another source>]",
         )
 
 
@@ -159,60 +117,21 @@ def _coefficient_means_something(facts: RouteFacts) -> Iterator[Finding]:
         )
 
 
-def _coefficient_fits_beta(facts: RouteFacts) -> Iterator[Finding]:
-    if facts.beta > 0.0 and facts.sail_coef > 1.5 * facts.beta:
-        yield warned(
-            f"sail_coef {facts.sail_coef:g} is {facts.sail_coef / facts.beta:.1f} times beta: its terms may outweigh "
-            "the plain one (published coefficients belong to another gradient)",
-            "Start from sail_coef = beta and watch sail/score_to_plain_ratio",
-        )
-
-
-def _score_term_is_exact(facts: RouteFacts) -> Iterator[Finding]:
-    if not (facts.sail_coef > 0.0 and facts.responses_from_policy):
+def _coefficient_fits_the_loss(facts: RouteFacts) -> Iterator[Finding]:
+    row, c = find_loss(facts.loss), facts.sail_coef
+    if row.unit != "pair" or not c > 0.0:
         return
-    if facts.keep == "best_worst":
-        yield refused(
-            f"best of {facts.num_generations} against worst with sail_coef > 0: the pair is no draw from the policy",
-            "Set sail_coef: 0 (iterative DPO), or keep: all (for two generations the same pairs)",
-        )
-    cut = _truncations(facts)
-    if cut:
-        yield refused(
-            f"{', '.join(cut)} with sail_coef > 0: samples from a truncated support cannot be repaired by weights",
-            "Sample with top_p: 1, top_k: 0, min_p: 0, min_tokens: 0, no linear_alignment, or set sail_coef: 0",
-        )
-    if facts.temperature != 1.0 and facts.importance_mode == "none":
-        yield refused(
-            f"temperature {facts.temperature} with sail_coef > 0 and no importance weights",
-            "Set temperature: 1, or importance_sampling: {mode: sequence_mask, apply_to: all}",
+    start, pull = row.baseline_start(**facts.loss_params), row.plain_pull(facts.num_tokens, **facts.loss_params)
+    scale = _DPO_AT_BETA * pull / start if start > 0.0 else math.inf
+    if c > 1.5 * scale > 0.0:
+        yield warned(
+            f"sail_coef {c:g} is {c / scale:.1f} times {scale:.2g}, the scale of {facts.loss} here (dpo: beta): its "
+            "terms may outweigh the plain one (published coefficients belong to another gradient)",
+            f"Start from sail_coef: {scale:.2g} and watch sail/score_to_plain_ratio",
         )
 
 
-def _score_term_is_biased(facts: RouteFacts) -> Iterator[Finding]:
-    if not (facts.sail_coef > 0.0 and facts.responses_from_policy):
-        return
-    if facts.stale and facts.importance_mode == "none":
-        yield warned(
-            "stale samples without importance weights: the gradient is that of another objective",
-            "Set importance_sampling: {mode: sequence_mask, apply_to: all}",
-        )
-    if facts.importance_mode != "none" and facts.importance_apply_to == "score":
-        yield warned(
-            "weighing only the score term leaves an error on stale or tempered samples (40 % on a toy)",
-            "Set importance_sampling.apply_to: all",
-        )
-    if facts.filters:
-        yield warned(
-            "pairs are filtered while sail_coef > 0: the score term and its baseline assume every drawn pair",
-            "Keep identical, truncated and near-tied pairs in, or set sail_coef: 0",
-        )
-    if facts.labels_may_lack:
-        yield warned(
-            "errors and abstentions of the labeler leave pairs out while sail_coef > 0: the score term and its "
-            "baseline assume every drawn pair",
-            "Watch labels/dropped_errors and labels/dropped_abstained, or set sail_coef: 0",
-        )
+_DPO_AT_BETA = 2.0 * math.log(2.0)  # c l over the plain pull of dpo, c = beta, l = log 2, pull = beta / 2
 
 
 def _policy_labels_carry_signal(facts: RouteFacts) -> Iterator[Finding]:
@@ -221,7 +140,7 @@ def _policy_labels_carry_signal(facts: RouteFacts) -> Iterator[Finding]:
     if facts.when == "frozen":
         yield from _frozen_labels(facts)
     elif facts.mode == "hard":
-        yield warned("hard labels by the policy amplify its own opinion", "Use mode: soft or sampled")
+        yield warned("hard labels by the policy amplify its own opinion", "Use label_mode: soft or sampled")
     elif facts.sail_coef == 0.0 and facts.mode == "soft":
         yield refused(
             "fresh soft labels by the policy with sail_coef 0: the gradient is exactly zero",
@@ -238,11 +157,11 @@ def _frozen_labels(facts: RouteFacts) -> Iterator[Finding]:
     if facts.policy_is_reference:
         yield refused(
             "frozen labels by a policy that equals its reference: every log-ratio is 0, so every pair is a tie",
-            "Use when: fresh, or start from a policy that has been trained against this reference",
+            "Use label_when: fresh, or start from a policy that has been trained against this reference",
         )
     yield warned(
         "frozen labels by the policy are another algorithm than SAIL-PP and SAIL-DP (gradient cosine .58)",
-        "Use when: fresh, unless this is the ablation",
+        "Use label_when: fresh, unless this is the ablation",
     )
 
 
@@ -250,26 +169,12 @@ def _has_label_term(facts: RouteFacts) -> bool:
     return facts.labels_by == "policy" and facts.when == "fresh" and facts.mode != "hard"
 
 
-def _truncations(facts: RouteFacts) -> list[str]:
-    cut = {
-        f"top_p {facts.top_p}": facts.top_p < 1.0,
-        f"top_k {facts.top_k}": facts.top_k > 0,
-        f"min_p {facts.min_p}": facts.min_p > 0.0,
-        f"min_tokens {facts.min_tokens}": facts.min_tokens > 0,
-        "linear_alignment": facts.linear_alignment,
-    }
-    return [name for name, applies in cut.items() if applies]
-
-
 RULES: tuple[Rule, ...] = (
     _loss_and_labels_fit,
     _single_responses_have_what_they_need,
     _features_can_be_read,
-    _estimates_are_the_policys_own,
-    _greedy_responses_are_no_draws,
     _coefficient_means_something,
-    _coefficient_fits_beta,
-    _score_term_is_exact,
-    _score_term_is_biased,
+    _coefficient_fits_the_loss,
     _policy_labels_carry_signal,
+    *SAMPLE_RULES,
 )

@@ -10,8 +10,8 @@ from sail.core.errors import UserError
 _SIGNS = ("out of memory", "can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED")  # CUDA, CPU, cuBLAS
 _ROOM = (
     "Free some: what else runs there, a server of ours included (vllm.during_update: stop, a smaller "
-    "gpu-memory-utilization in vllm.args); or take a smaller model, or for the update launch: fsdp2 on several GPUs; "
-    "then run again: what is committed is kept"
+    "gpu-memory-utilization in vllm.args); or take a smaller model, or for the update "
+    "launch: {accelerate_config: fsdp2} on several GPUs; then run again: what is committed is kept"
 )
 
 

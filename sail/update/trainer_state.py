@@ -36,8 +36,8 @@ class Position:
         }  # fmt: skip
 
     @classmethod
-    def from_json(cls, record: Mapping[str, Any]) -> "Position":
-        baselines = {name: RunningMean.from_dict(mean) for name, mean in record["baselines"].items()}
+    def from_json(cls, record: Mapping[str, Any], where: str) -> "Position":
+        baselines = {name: RunningMean.from_dict(mean, where) for name, mean in record["baselines"].items()}
         return cls(record["step"], record["schedule_step"], baselines, tuple(record["metrics"]))
 
 
@@ -105,7 +105,8 @@ def load_optimizers(folder: Path, trained: Trained) -> Position:
         for index, slots in state["state"].items():
             state["state"][index] = {key: _laid(weights[index], value) for key, value in slots.items()}
         optimizer.load_state_dict(state)
-    return Position.from_json(json.loads((folder / _POSITION).read_text()))
+    position = folder / _POSITION
+    return Position.from_json(json.loads(position.read_text()), str(position))
 
 
 def _whole_state(optimizer: AnyOptimizer, *, keep: bool) -> dict[str, Any]:

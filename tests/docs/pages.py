@@ -3,6 +3,7 @@
 Every `wrong_...` function takes the page's text and returns what does not hold, so that a test can show it fail.
 """
 
+import ast
 import re
 import shlex
 import typing
@@ -34,6 +35,7 @@ _FILE = re.compile(r"(?:sail|loops|tests|configs|scripts|docs)/[\w./-]*")
 _METRIC = re.compile(rf"(?:{'|'.join(sorted({name.split('/')[0] for name in METRICS if '/' in name}))})/[a-z0-9_/<>]+")
 _SETTING = re.compile(r"[a-z_]+(?:\.(?:[a-z_]+|<name>))+")
 _ENDINGS = {"json", "jsonl", "yaml", "md", "py", "html"}
+_SECTIONS = ("launch", "vllm", "lora", "prompts", "round", "update", "generation", "importance_sampling", "hygiene")
 _SHORT = {"label_mode": "mode", "label_when": "when", "label_temperature": "temperature"}
 _ACCEPTED = {"update.per_device_train_batch_size", "update.gradient_accumulation_steps"}
 
@@ -154,6 +156,34 @@ def wrong_settings(text: str) -> list[str]:
         if a_setting and not is_setting(name):
             wrong.append(name)
     return wrong
+
+
+def wrong_settings_of_code(source: str) -> list[str]:
+    """Of a module's messages: dotted names that are no settings, and sections that are set to one word of a value."""
+    starts = {*RunSettings.model_fields, *PhaseSettings.model_fields}
+    open_ended = {*_ENDINGS, "<name>"}
+    wrong = []
+    for message in _messages(ast.parse(source)):
+        named = [name.split(".") for name in re.findall(rf"(?<![\w./`<-]){_SETTING.pattern}(?![\w/])", message)]
+        asked = [".".join(parts) for parts in named if parts[0] in starts and parts[-1] not in open_ended]
+        wrong += [name for name in asked if not is_setting(name)]
+        wrong += re.findall(rf"(?<![\w.`])(?:{'|'.join(_SECTIONS)}): \w+", message)
+    return wrong
+
+
+def _messages(tree: ast.Module) -> Iterator[str]:
+    """Every text of several words that is no docstring; what an f-string fills in is <name>."""
+    docstrings = [node.value for node in ast.walk(tree) if isinstance(node, ast.Expr)]
+    parts_of = [part for node in ast.walk(tree) if isinstance(node, ast.JoinedStr) for part in node.values]
+    left_out = {id(node) for node in [*docstrings, *parts_of]}
+    for node in ast.walk(tree):
+        if id(node) in left_out:
+            continue
+        if isinstance(node, ast.JoinedStr):
+            parts = [part.value if isinstance(part, ast.Constant) else "<name>" for part in node.values]
+            yield "".join(map(str, parts))
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and " " in node.value:
+            yield node.value
 
 
 def is_setting(name: str) -> bool:

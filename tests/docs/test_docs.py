@@ -19,6 +19,7 @@ from tests.docs.pages import (
     wrong_links,
     wrong_metrics,
     wrong_settings,
+    wrong_settings_of_code,
     wrong_yaml,
 )
 
@@ -35,6 +36,12 @@ def test_links_resolve(page: Path) -> None:
 @pytest.mark.parametrize("wrong", _OF_THE_TEXT, ids=lambda wrong: wrong.__name__)
 def test_what_a_page_names_exists(wrong: Callable[[str], list[str]], page: Path) -> None:
     assert wrong(page.read_text()) == []
+
+
+def test_settings_that_the_code_names_in_its_messages_exist() -> None:
+    modules = [path for folder in ("sail", "loops") for path in (ROOT / folder).rglob("*.py")]
+    wrong = {str(path): found for path in modules if (found := wrong_settings_of_code(path.read_text()))}
+    assert wrong == {}
 
 
 def test_the_map_has_every_file_once_and_no_other() -> None:
@@ -100,6 +107,8 @@ def test_every_check_finds_its_mistake() -> None:
     assert wrong_files(_WRONG_PAGE) == ["sail/core/no_such_file.py"]
     assert wrong_metrics(_WRONG_PAGE) == ["rewards/no_such_metric", "policy/kl0"]
     assert wrong_settings(_WRONG_PAGE) == ["update.no_such_key", "routes.online.no_such_key"]
+    cure = 'cure = f"Set update.stepz, data.{name}.limit or vllm.{key}, or launch: fsdp2, or launch: {{gpus: [1]}}"'
+    assert wrong_settings_of_code(cure) == ["update.stepz", "launch: fsdp2"]
     command, preset, override = sorted(wrong_commands(_WRONG_PAGE), key=len)
     assert (command, preset) == ("sail runn", "sail init no-such-preset") and "unknown key 'updat'" in override
     misspelt, refused = wrong_yaml(_WRONG_PAGE)

@@ -49,3 +49,24 @@ def test_the_calibration_error_by_hand() -> None:
     margins = [three_to_one, three_to_one, -three_to_one, -three_to_one]
     assert expected_calibration_error(margins, 1.0) == pytest.approx(0.25)
     assert expected_calibration_error([], 1.0) is None
+
+
+@pytest.mark.parametrize("noise", [0.05, 0.3])
+def test_known_noise_of_the_verdicts_is_no_want_of_confidence(noise: float) -> None:
+    margins_P = np.array([-1.0, 0.3, 2.0, 6.0, 40.0])
+    true_P = 1 / (1 + np.exp(-margins_P / 1.7))
+    seen = ((1 - noise) * true_P + noise * (1 - true_P)).tolist()
+    margins = margins_P.tolist()
+    assert fit_temperature(margins, seen, noise=noise) == pytest.approx(1.7, abs=1e-6)
+    assert fit_temperature(margins, seen) > 2.5  # which would be the noise put back into every soft label
+    entropy = float(np.mean([-p * np.log(p) - (1 - p) * np.log(1 - p) for p in seen]))
+    assert negative_log_likelihood(margins, 1.7, seen, noise=noise) == pytest.approx(entropy)
+    assert expected_calibration_error(margins, 1.7, seen, noise=noise) == pytest.approx(0.0, abs=1e-12)
+
+
+def test_of_two_hollows_in_the_likelihood_of_noisy_verdicts_the_deeper_one_is_found() -> None:
+    margins = [0.1, 0.1, -2.0, 4.0, 4.0, 4.0]  # one verdict the wrong way round, or a model that is too sure
+    found = fit_temperature(margins, noise=0.05)
+    tried = [negative_log_likelihood(margins, tau, noise=0.05) for tau in np.geomspace(*TEMPERATURE_RANGE, 500)]
+    assert tried[0] < tried[20]  # the end of the range is the other hollow
+    assert negative_log_likelihood(margins, found, noise=0.05) <= min(tried)

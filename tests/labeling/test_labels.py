@@ -55,7 +55,7 @@ def test_fresh_labels_record_q_and_a_verdict_without_ties(
 
 @pytest.mark.parametrize("mode", ["soft", "sampled"])
 def test_a_winner_without_a_probability_gives_no_soft_label(mode: LabelMode) -> None:
-    with pytest.raises(UserError, match=r"routes\.offline: label mode .* Use mode: hard"):
+    with pytest.raises(UserError, match=r"routes\.offline: label mode .* Use label_mode: hard"):
         label(WINNER_ONLY, mode, "others", 0.5, where="routes.offline")
 
 

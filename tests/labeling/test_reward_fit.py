@@ -113,6 +113,19 @@ def test_nothing_to_fit_on_is_an_error(store: Store, policy_folder: Path) -> Non
         fit(store, data, policy_folder)
 
 
+def test_known_noise_of_the_verdicts_does_not_come_back_with_the_temperature(store: Store, policy_folder: Path) -> None:
+    groups = [make_group(*row, stop_kind="dataset") for row in praise_wins(160)]
+    verdicts = [replace(verdict_of(group), p_chosen=0.8) for group in groups]  # a fifth, as if flipped
+    reward = fit(store, write_groups(store, groups, verdicts), policy_folder, SETTINGS.replace(label_noise=0.2))
+    texts = ("the film was great .", "the film was awful .")
+    model = load_reward_model(reward.path / "model", "")
+    good, bad = score_examples(model, [Example(groups[0].prompt.messages, text, True) for text in texts], 2)
+    assert math.exp((bad - good) / reward.result()["reward/temperature"]) < 0.01  # its soft label is near 1, not 0.8
+    entropy = -(0.8 * math.log(0.8) + 0.2 * math.log(0.2))
+    assert reward.result()["reward/nll_holdout"] == pytest.approx(entropy, abs=1e-3)
+    assert reward.result()["reward/ece_holdout"] < 0.01
+
+
 def test_no_holdout_gives_no_figures(store: Store, policy_folder: Path) -> None:
     reward = fit(store, write_data(store, praise_wins(8)), policy_folder, SETTINGS.replace(steps=1, holdout=0.0))
     assert reward.result() == {"steps": 1, "pairs": 8, "pairs_holdout": 0}

@@ -41,7 +41,7 @@ def test_it_survives_json_to_the_bit():
     "record", [{}, {"count": -1, "mean": 0.0}, {"count": 1.5, "mean": 0}, {"count": 1, "mean": "x"}]
 )
 def test_a_damaged_record_is_refused(record):
-    with pytest.raises(UserError, match="checkpoint is damaged"):
+    with pytest.raises(UserError, match="file is damaged"):
         RunningMean.from_dict(record)
 
 

@@ -17,6 +17,11 @@ PPO = RouteFacts(
     "ppo", responses_from_policy=True, labels_by="others", labels_as="score", has_value=True, importance_mode="none"
 )
 SFT = RouteFacts("sft", responses_from_policy=False, labels_by="none")
+SCORED = replace(SFT, loss="rwr", labels_by="others", labels_as="score")
+RLOO = replace(SCORED, loss="rloo", responses_from_policy=True)
+KL = replace(SFT, loss="kl_policy_ref", responses_from_policy=True)
+KL_FROM_REFERENCE = replace(SFT, loss="kl_ref_policy", responses_from_reference=True)
+OPTIMISM = replace(SFT, loss="optimism", responses_from_reference=True)
 
 
 @pytest.mark.parametrize(
@@ -34,11 +39,13 @@ SFT = RouteFacts("sft", responses_from_policy=False, labels_by="none")
         replace(OFFLINE, loss="slic"),
         replace(OFFLINE, loss="fpo", has_sae=True),
         replace(PR, mode="sampled"),
-        replace(PP, mode="sampled", loss="ipo"),
+        replace(PP, mode="sampled", loss="ipo", sail_coef=0.8),
         replace(PR, mode="hard", loss="exo_pair"),
+        replace(PR, loss="sppo_hard", sail_coef=0.004),
+        replace(PR, loss="simpo", loss_params={"beta": 2.0}, sail_coef=0.009),
         replace(PR, mode="sampled", loss="dpo_pro"),
-        *(replace(PR, loss=name, has_sae=True) for name in LOSSES if LOSSES[name].soft_labels),
-        *(replace(PP, loss=name) for name in LOSSES if LOSSES[name].link),
+        *(replace(PR, loss=name, has_sae=True, sail_coef=1e-4) for name in LOSSES if LOSSES[name].soft_labels),
+        *(replace(PP, loss=name, sail_coef=1e-4) for name in LOSSES if LOSSES[name].link),
         replace(PR, num_generations=4, keep="random"),
         replace(PR, temperature=0.9),
         replace(PR, stale=True),
@@ -54,9 +61,6 @@ def test_a_sound_route_has_no_findings(route):
     assert check_route(route) == []
 
 
-SCORED = replace(SFT, loss="rwr", labels_by="others", labels_as="score")
-
-
 @pytest.mark.parametrize(
     "route",
     [
@@ -66,7 +70,15 @@ SCORED = replace(SFT, loss="rwr", labels_by="others", labels_as="score")
         replace(SCORED, loss="dro_v", has_value=True),
         replace(SCORED, loss="kto", labels_as="thumbs"),
         replace(OFFLINE, labels_by="order", sources=2),
-        replace(SFT, loss="kl_policy_ref", responses_from_policy=True, num_generations=2),
+        KL,
+        replace(KL, stale=True, temperature=0.7),  # which the weights repair
+        RLOO,
+        replace(RLOO, stale=True, temperature=0.7, importance_apply_to="score"),
+        replace(PPO, stale=True),  # its ratios are its weights
+        KL_FROM_REFERENCE,
+        replace(KL_FROM_REFERENCE, stale=True, importance_mode="none"),
+        replace(KL_FROM_REFERENCE, responses_from_reference=False, temperature=0.7, top_p=0.9),  # of a dataset
+        replace(OPTIMISM, temperature=0.7, top_p=0.9, filters=True, importance_mode="none", stale=True),
     ],
 )
 def test_a_sound_route_of_single_responses_has_no_findings(route):
@@ -81,10 +93,25 @@ def test_a_sound_route_of_single_responses_has_no_findings(route):
         (replace(PPO, labels_by="none", labels_as=""), "and nobody gives any"),
         (replace(PPO, responses_from_policy=False), "samples of the policy alone"),
         (replace(PPO, sources=2), "samples of the policy alone"),
+        (replace(PPO, responses_from_policy=False, greedy=True), "samples of the policy alone"),
         (replace(PPO, own_samples=False), "starts from the policy that drew its samples"),
         (replace(PPO, importance_mode="truncate"), "weighs every token itself"),
         (replace(PPO, temperature=0.7), "temperature 0.7: the samples are not those"),
         (replace(PPO, top_p=0.9), "top_p 0.9: the samples are not those"),
+        *((replace(route, responses_from_policy=False), "samples of the policy alone") for route in (RLOO, KL)),
+        *((replace(route, sources=2), "samples of the policy alone") for route in (RLOO, KL)),
+        *((replace(route, top_p=0.9), "top_p 0.9 under ") for route in (RLOO, KL, KL_FROM_REFERENCE)),
+        (replace(RLOO, linear_alignment=True), "linear_alignment under rloo"),
+        *((replace(route, temperature=0.7, importance_mode="none"), "no importance weights") for route in (RLOO, KL)),
+        (
+            replace(KL_FROM_REFERENCE, temperature=0.7),
+            "temperature 0.7 under kl_ref_policy: the samples are not the ref",
+        ),
+        *(
+            (replace(route, responses_from_policy=True), "zero in expectation")
+            for route in (KL_FROM_REFERENCE, OPTIMISM)
+        ),
+        (replace(KL_FROM_REFERENCE, greedy=True), "greedy responses are none"),
         (replace(OFFLINE, loss="fpo"), "needs a sparse autoencoder"),
         (replace(OFFLINE, loss="dpoo"), "no loss named 'dpoo'"),
         (replace(PP, loss="slic"), "preference link"),
@@ -148,7 +175,17 @@ def test_what_cannot_be_right_is_refused(route, problem):
         (replace(PR, filters=True), "filtered"),
         (replace(PR, labels_may_lack=True), "errors and abstentions of the labeler leave pairs out"),
         (replace(PR, stale=True, importance_mode="none"), "stale samples"),
-        (replace(PR, sail_coef=0.3, beta=0.1), "sail_coef 0.3 is 3.0 times beta"),
+        (replace(PR, sail_coef=0.3, loss_params={"beta": 0.1}), "sail_coef 0.3 is 3.0 times 0.1"),
+        (replace(PR, sail_coef=2.0, loss="simpo", num_tokens=200.0), "sail_coef 2 is 259.2 times 0.0077"),
+        (replace(PR, sail_coef=1.2, loss="ipo"), "sail_coef 1.2 is 2.2 times 0.55"),
+        (replace(PR, sail_coef=0.1, loss="sppo_hard"), "sail_coef 0.1 is 36.1 times 0.0028"),
+        *((replace(route, stale=True, importance_mode="none"), "stale samples") for route in (RLOO, KL)),
+        *(
+            (replace(route, filters=True), "responses are filtered under ")
+            for route in (RLOO, KL, KL_FROM_REFERENCE, PPO)
+        ),
+        (replace(RLOO, filtered=True), "responses are filtered under rloo"),
+        *((replace(route, labels_may_lack=True), "of the labeler leave responses out") for route in (RLOO, PPO)),
     ],
 )
 def test_what_is_allowed_but_biased_is_warned_about(route, problem):
@@ -160,4 +197,4 @@ def test_all_findings_of_a_route_come_at_once_refusals_first():
     route = replace(PP, loss="slic", mode="hard", sail_coef=0.5, keep="best_worst", top_p=0.9, filters=True)
     levels = [finding.level for finding in check_route(route)]
     assert levels == ["refused"] * 3 + ["warned"] * 2
-    assert len(RULES) == 10
+    assert len(RULES) == 12

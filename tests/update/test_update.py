@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -179,6 +180,24 @@ def test_non_finite_losses_stop_the_run_and_keep_its_step_checkpoints(world: Wor
         update(Store(tmp_path), inputs)
     (partial,) = tmp_path.glob("checkpoint-*.partial")
     assert list((partial / "scratch").glob("step-*"))
+
+
+def test_a_damaged_step_checkpoint_is_named_and_without_it_the_round_starts_anew(world: World, tmp_path: Path) -> None:
+    online = world.self_labelled(DPO, sail_coef=0.5)
+    inputs = world.inputs(online, learning_rate=1e30, warmup_ratio=0.0, max_grad_norm=0.0, steps=8)
+    with pytest.raises(UserError, match="not finite"):
+        update(Store(tmp_path), inputs)
+    (step,) = tmp_path.glob("checkpoint-*.partial/scratch/step-*")
+    position = step / "position.json"
+    whole = json.loads(position.read_text())
+    (name,) = whole["baselines"]
+    position.write_text(json.dumps(whole | {"baselines": {name: {"count": -1, "mean": 0.0}}}))
+    with pytest.raises(UserError, match=f"{step.name}/position.json: .*delete its folder"):
+        update(Store(tmp_path), inputs)
+    shutil.rmtree(step)
+    with pytest.raises(UserError, match="not finite"):
+        update(Store(tmp_path), inputs)
+    assert json.loads(position.read_text()) == whole
 
 
 def test_lora_trains_an_adapter_and_its_reference_is_the_frozen_start(world: World) -> None:
