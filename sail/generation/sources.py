@@ -8,6 +8,7 @@ from typing import Any
 
 from sail.core.artifacts import Leaf, leaf
 from sail.core.errors import UserError
+from sail.core.json_lines import json_lines
 from sail.core.run_settings import DataSettings
 from sail.generation.source_rows import SourceRow, parse_row
 
@@ -97,9 +98,8 @@ def _json_rows(path: Path, where: str) -> Iterator[Mapping[str, Any]]:
         for number, row in enumerate(_json(text, path, 1, where)):
             yield _object(row, f"entry {number} of {str(path)!r}", where)
     else:
-        for number, line in enumerate(text.split("\n"), 1):
-            if line.strip():
-                yield _object(_json(line, path, number, where), f"line {number} of {str(path)!r}", where)
+        for number, line in json_lines(text):
+            yield _object(_json(line, path, number, where), f"line {number} of {str(path)!r}", where)
 
 
 def _json(text: str, path: Path, first_line: int, where: str) -> Any:
