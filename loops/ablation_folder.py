@@ -13,7 +13,7 @@ from loops.budgets import is_bought
 from loops.inspection import read_records
 from loops.iterate import START, RoundRecord
 from loops.run import notes_of
-from loops.run_folder import ABLATION, PLAN, RECORD, STAGES, RunFolder, step_means, swept_targets
+from loops.run_folder import ABLATION, PLAN, RECORD, STAGES, RunFolder, make_folder, step_means, swept_targets
 from sail.core import atomic
 from sail.core.artifacts import Artifact
 from sail.core.errors import UserError
@@ -53,7 +53,7 @@ class AblationFolder:
         raise UserError(problem, where="ablation's folder", cure="Give another one with --out, or rename the config")
 
     def write(self, ablation: Ablation, runs: Sequence[Listed]) -> None:
-        self.path.mkdir(parents=True, exist_ok=True)
+        make_folder(self.path)
         atomic.write_json(self.path / ABLATION, {
             "name": ablation.name, "config": str(ablation.source), "asked": ablation.asked,
             "compare_to": ablation.compare_to, "kl_limit": ablation.settings.kl_limit,

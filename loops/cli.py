@@ -1,6 +1,5 @@
 """The command line: `sail init`, `sail run`, `sail plan`, `sail ablate` and what looks at their results."""
 
-import errno
 import json
 import sys
 from importlib.util import find_spec
@@ -12,7 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from sail.core.errors import LaunchError, UserError, WaitingForPeopleError
+from sail.core.errors import NO_SPACE, LaunchError, UserError, WaitingForPeopleError
 from sail.serving.errors import ServerError
 
 if TYPE_CHECKING:  # commands import what they need: `sail --help` waits for no torch
@@ -24,7 +23,6 @@ if TYPE_CHECKING:  # commands import what they need: `sail --help` waits for no 
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 console = Console(width=None if sys.stdout.isatty() else 120)
-_NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # the disk, a quota, a limit of the process
 _ALARM = 4  # evaluation.stop_on_alarm ended the run
 _CTRL_C = 130  # what typer makes of a KeyboardInterrupt, without a word
 
@@ -46,7 +44,11 @@ def init(preset: str, overrides: Overrides = None, out: NewFile = None) -> None:
     elif out.exists():
         raise UserError(f"{str(out)!r} exists", where="--out", cure="Choose another name, or remove it")
     else:
-        out.write_text(text)
+        try:
+            out.write_text(text)
+        except OSError as error:
+            problem = f"{str(out)!r} cannot be written ({error.strerror})"
+            raise UserError(problem, where="--out", cure="Check the folder it is to lie in") from None
 
 
 @app.command()
@@ -240,7 +242,7 @@ def main() -> None:
         _complain(f"{error}. Nothing committed is lost: the same command goes on from here")
         sys.exit(1)
     except OSError as error:
-        if error.errno not in _NO_SPACE:
+        if error.errno not in NO_SPACE:
             raise
         _complain(f"no space left on the disk of {error.filename or Path.cwd()}: free some, the same command goes on")
         sys.exit(1)

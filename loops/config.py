@@ -81,7 +81,7 @@ def _known_keys(document: Mapping[str, Any], known: list[str], source: str) -> N
 
 def _batch_size(update: Mapping[str, Any], source: str) -> Document:
     """Accept per_device_train_batch_size x gradient_accumulation_steps (one process) for train_batch_size."""
-    given = {key: int(update[key]) for key in _BATCH_TRIPLE if key in update}
+    given = {key: _whole(update[key], f"{source}: update.{key}") for key in _BATCH_TRIPLE if key in update}
     rest = {key: value for key, value in update.items() if key not in _BATCH_TRIPLE}
     if not given:
         return rest
@@ -92,6 +92,12 @@ def _batch_size(update: Mapping[str, Any], source: str) -> Document:
             where=f"{source}: update", cure="Give train_batch_size alone",
         )  # fmt: skip
     return rest
+
+
+def _whole(value: Any, where: str) -> int:
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise UserError(f"{value!r} is no whole number", where=where, cure="Give an integer greater than 0")
+    return value
 
 
 def smoke_overrides(settings: RunSettings) -> RunSettings:

@@ -15,7 +15,17 @@ _SHORT_LABELS = {"label_mode": "mode", "label_when": "when", "label_temperature"
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.1 reads 5e-7 as text; users mean the number."""
+    """YAML 1.1 reads 5e-7 as text; users mean the number. Of two equal keys PyYAML drops the first and says nothing."""
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        node: yaml.MappingNode = super().compose_mapping_node(anchor)
+        lines: dict[tuple[str, str], int] = {}
+        for key in [key for key, _ in node.value if isinstance(key, yaml.ScalarNode)]:
+            named, line = (key.tag, key.value), key.start_mark.line + 1
+            if named in lines:
+                raise yaml.YAMLError(f"{key.value!r} stands twice, on lines {lines[named]} and {line}")
+            lines[named] = line
+        return node
 
 
 _Loader.add_implicit_resolver(
@@ -45,17 +55,27 @@ def read_document(path: Path) -> Document:
     """A YAML file as a mapping."""
     if not path.exists():
         raise UserError(f"no such config: {str(path)!r}", cure=f"Presets: {', '.join(preset_names())}")
-    return parse_document(path.read_text(), str(path))
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(f"no UTF-8 text ({error.reason})", where=str(path), cure="Save it as UTF-8") from None
+    except OSError as error:
+        raise UserError(f"cannot be read ({error.strerror})", where=str(path), cure="Give a YAML file") from None
+    return parse_document(text, str(path))
 
 
 def parse_document(text: str, where: str) -> Document:
-    try:
-        document = yaml.load(text, _Loader)
-    except yaml.YAMLError as error:
-        raise UserError(f"no valid YAML: {' '.join(str(error).split())}", where=where, cure="Mend the file") from None
+    document = _parsed(text, where, "Mend the file")
     if not isinstance(document, dict):
         raise UserError("expected a mapping of settings", where=where, cure="See `sail init`")
     return document
+
+
+def _parsed(text: str, where: str, cure: str) -> Any:
+    try:
+        return yaml.load(text, _Loader)
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date of the 13th month
+        raise UserError(f"no valid YAML: {' '.join(str(error).split())}", where=where, cure=cure) from None
 
 
 def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> Document:
@@ -69,8 +89,11 @@ def _long_labels(document: Mapping[str, Any]) -> Mapping[str, Any]:
     short = {_SHORT_LABELS[key]: value for key, value in document.items() if key in _SHORT_LABELS}
     if not short:
         return document
+    labels = _labels(document.get("labels", {}))
+    if not isinstance(labels, Mapping):
+        return document  # it is refused where settings are known
     rest = {key: value for key, value in document.items() if key not in _SHORT_LABELS}
-    return rest | {"labels": _labels(document.get("labels", {})) | short}
+    return rest | {"labels": {**labels, **short}}
 
 
 def _labels(value: Any) -> Any:
@@ -94,10 +117,14 @@ def _merged(key: str, known: Any, value: Any) -> Any:
 
 def _merge_by_name(key: str, entries: list[Any], changes: Mapping[str, Any]) -> list[Any]:
     """Change entries of a list of named mappings: phases: {sail: {num_rounds: 2}}."""
+    if not all(isinstance(entry, Mapping) for entry in entries):
+        raise UserError("its entries have no names to change them by", where=key, cure=f"Give all of it: {key}=[...]")
     names = [str(entry.get("name", index)) for index, entry in enumerate(entries)]
-    for name in changes:
+    for name, change in changes.items():
         if name not in names:
             raise UserError(f"no entry {name!r}", where=key, cure=nearest(name, names))
+        if not isinstance(change, Mapping):
+            raise UserError(f"{change!r} is no mapping", where=f"{key}.{name}", cure=f"Name a setting of {name}")
     return [merge(entry, changes.get(name, {})) for name, entry in zip(names, entries, strict=True)]
 
 
@@ -108,7 +135,8 @@ def override(document: Mapping[str, Any], assignments: Sequence[str]) -> Documen
         path, separator, text = assignment.partition("=")
         if not separator or not path:
             raise UserError(f"{assignment!r} is no key=value", where="overrides", cure="Write routes.online.share=0.5")
-        value: Any = yaml.load(text, _Loader) if text else None
+        quoted = "'" + text.replace("'", "''") + "'"
+        value: Any = _parsed(text, assignment, f'If it is a text, quote it: "{path}={quoted}"') if text else None
         for key in reversed(path.split(".")):
             value = {key: value}
         changed = merge(changed, value)

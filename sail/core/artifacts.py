@@ -8,7 +8,7 @@ sharing work between runs are the same look-up.
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -45,6 +45,7 @@ class Artifact:
     stage: str
     key: str
     path: Path
+    base: Leaf | None = field(default=None, compare=False)  # below a LoRA checkpoint: the model, where this run has it
 
     @property
     def id(self) -> str:

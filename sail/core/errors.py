@@ -1,5 +1,9 @@
 """The one error a user's mistake ends in."""
 
+import errno
+
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # of an OSError: the disk, a quota, a limit of the process
+
 
 class UserError(ValueError):
     """Something the user can mend: bad input, a missing file, a setting that cannot work.

@@ -33,7 +33,7 @@ def import_data(
 
     def run(workspace: Workspace) -> dict[str, int]:
         where = f"data.{name}"
-        rows = read_source(source, files.path, where)
+        rows = read_source(source, files, where)
         tokenizer = load_tokenizer(model, chat_template)
         length = max_length or context_length(model)
         importer = _Importer(name, tokenizer, chat_template_kwargs, eos_ids(model, tokenizer), length)

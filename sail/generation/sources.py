@@ -8,10 +8,12 @@ from typing import Any
 
 from sail.core.artifacts import Leaf, leaf
 from sail.core.errors import UserError
+from sail.core.json_lines import json_lines
 from sail.core.run_settings import DataSettings
 from sail.generation.source_rows import SourceRow, parse_row
 
 _READERS = {".jsonl": "json", ".json": "json", ".parquet": "parquet", ".csv": "csv"}
+_HUB = "hub-"  # begins the key of a Hub dataset
 
 
 def source_leaf(source: DataSettings, where: str) -> Leaf:
@@ -24,7 +26,7 @@ def source_leaf(source: DataSettings, where: str) -> Leaf:
                 cure="Splits are for Hub datasets: name the file, and use offset and limit",
             )  # fmt: skip
         return leaf(path.resolve(), f"{where}.path")
-    return Leaf(Path(source.path), f"hub-{source.path}@{_hub_commit(source.path, where)}")
+    return Leaf(Path(source.path), f"{_HUB}{source.path}@{_hub_commit(source.path, where)}")
 
 
 def _hub_commit(name: str, where: str) -> str:
@@ -40,11 +42,11 @@ def _hub_commit(name: str, where: str) -> str:
         ) from error  # fmt: skip
 
 
-def read_source(source: DataSettings, path: Path, where: str) -> list[SourceRow]:
+def read_source(source: DataSettings, files: Leaf, where: str) -> list[SourceRow]:
     """All rows of a source, validated; a bad row is named by its number."""
     rows = [
         parse_row(raw, source, f"{where}, row {number}")
-        for number, raw in enumerate(_raw_rows(source, path, where))
+        for number, raw in enumerate(_raw_rows(source, files, where))
         if number >= source.offset
     ]
     if not rows:
@@ -52,21 +54,23 @@ def read_source(source: DataSettings, path: Path, where: str) -> list[SourceRow]
     return rows
 
 
-def _raw_rows(source: DataSettings, path: Path, where: str) -> Iterator[Mapping[str, Any]]:
+def _raw_rows(source: DataSettings, files: Leaf, where: str) -> Iterator[Mapping[str, Any]]:
     stop = None if source.limit is None else source.offset + source.limit
-    for number, row in enumerate(_dataset(source, path, where)):
+    for number, row in enumerate(_dataset(source, files, where)):
         if stop is not None and number >= stop:
             return
         yield row
 
 
-def _dataset(source: DataSettings, path: Path, where: str) -> Any:
+def _dataset(source: DataSettings, known: Leaf, where: str) -> Any:
     from datasets import load_dataset
     from datasets.exceptions import DatasetGenerationError
 
     try:
-        if not path.exists():
-            return load_dataset(source.path, source.name, split=source.split or "train")
+        if known.key.startswith(_HUB):
+            commit = known.key.rpartition("@")[2]
+            return load_dataset(source.path, source.name, split=source.split or "train", revision=commit)
+        path = known.path
         files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if _reader(file))
         if not files:
             raise UserError(
@@ -97,9 +101,8 @@ def _json_rows(path: Path, where: str) -> Iterator[Mapping[str, Any]]:
         for number, row in enumerate(_json(text, path, 1, where)):
             yield _object(row, f"entry {number} of {str(path)!r}", where)
     else:
-        for number, line in enumerate(text.split("\n"), 1):
-            if line.strip():
-                yield _object(_json(line, path, number, where), f"line {number} of {str(path)!r}", where)
+        for number, line in json_lines(text):
+            yield _object(_json(line, path, number, where), f"line {number} of {str(path)!r}", where)
 
 
 def _json(text: str, path: Path, first_line: int, where: str) -> Any:

@@ -15,6 +15,7 @@ from sail.generation.engine import Drawn, SampleRequest
 from sail.policy.devices import free_memory, to_device
 from sail.policy.loading import (
     Checkpoint,
+    base_folder,
     context_length,
     eos_ids,
     export_merged,
@@ -27,7 +28,6 @@ from sail.policy.logprobs import token_logps
 from sail.policy.rows import Row
 from sail.serving.completions import Completion, CompletionRequest
 from sail.serving.flags import rests_by
-from sail.serving.model_files import base_model_dir
 from sail.serving.policy_server import PolicyServer
 from sail.serving.served_policy import ServedPolicy
 from sail.serving.versions import installed_vllm
@@ -105,7 +105,7 @@ class VllmEngine:
 
     def _served(self, policy: Checkpoint) -> "tuple[ServedPolicy, _Scorer]":
         folder, scorer = model_folder(policy), _Scorer(policy)
-        base = base_model_dir(folder) if is_adapter(policy) else folder
+        base = base_folder(policy)
         tokenizer = AutoTokenizer.from_pretrained(folder)
         ends = frozenset(eos_ids(policy, tokenizer))
         if is_adapter(policy) and self._settings.lora == "load":

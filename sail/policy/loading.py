@@ -134,18 +134,33 @@ def load_policy(checkpoint: Checkpoint, *, trainable: bool = False) -> PolicyMod
         return _load_full(folder)
     from peft import PeftModel
 
-    base = _load_full(base_folder(checkpoint))
-    return PeftModel.from_pretrained(base, str(folder), is_trainable=trainable).eval()
+    base = base_folder(checkpoint)
+    model = PeftModel.from_pretrained(_load_full(base), str(folder), is_trainable=trainable).eval()
+    for config in model.peft_config.values():
+        config.base_model_name_or_path = str(base)  # what is saved from it names where the base is now
+    return model
 
 
 def base_folder(checkpoint: Checkpoint) -> Path:
-    """The folder of the full weights: the checkpoint's own, or those its adapter stands on."""
+    """The folder of the full weights: the checkpoint's own, or those its adapter stands on.
+
+    A run's adapter is told where its base is: the path that peft wrote into it may be gone, or another model's by now.
+    """
+    if isinstance(checkpoint, Artifact) and checkpoint.base is not None:
+        return checkpoint.base.path
     folder = model_folder(checkpoint)
     if not is_adapter(checkpoint):
         return folder
     from peft import PeftConfig
 
     return Path(str(PeftConfig.from_pretrained(str(folder)).base_model_name_or_path))
+
+
+def base_below(start: Checkpoint) -> Leaf | None:
+    """The full weights below an adapter that is trained from `start`: its own, or those its adapter stands on."""
+    if isinstance(start, Artifact) and start.base is not None:
+        return start.base
+    return None if is_adapter(start) else Leaf(model_folder(start), start.key)
 
 
 def _load_full(folder: Path) -> PreTrainedModel:

@@ -61,11 +61,6 @@ def tensor_layout(model_dir: Path) -> Layout:
     return layout
 
 
-def base_model_dir(adapter_dir: Path) -> Path:
-    """The whole model an adapter was trained on."""
-    return Path(str(_read_json(adapter_dir / "adapter_config.json")["base_model_name_or_path"]))
-
-
 def check_adapter(adapter_dir: Path) -> None:
     """ModelDirError unless a LoRA adapter's config and weights are there and whole."""
     _read_json(adapter_dir / "adapter_config.json")

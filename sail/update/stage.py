@@ -20,6 +20,7 @@ from sail.objectives import find_loss
 from sail.objectives.baseline import RunningMean
 from sail.policy.autoencoder import load_sae
 from sail.policy.devices import free_memory
+from sail.policy.loading import base_below
 from sail.policy.memory import room_for_a_model
 from sail.update.batches import batch_indices, exact_shares, steps_for_epochs
 from sail.update.distributed import make_accelerator, prepared, refuse_this
@@ -49,7 +50,8 @@ def update(
         free_memory()  # here, where nothing of the training is left
         return figures
 
-    return builder.build(update_recipe(inputs), run)
+    checkpoint = builder.build(update_recipe(inputs), run)
+    return checkpoint if inputs.lora is None else replace(checkpoint, base=base_below(inputs.start))
 
 
 def train(workspace: Workspace, inputs: UpdateInputs, refresh: Refresh | None = None) -> dict[str, Any]:

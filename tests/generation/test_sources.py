@@ -2,15 +2,20 @@
 
 import gzip
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from sail.core.artifacts import leaf
 from sail.core.errors import UserError
 from sail.core.run_settings import DataSettings
 from sail.generation.source_rows import SourceRow
 from sail.generation.sources import read_source, source_leaf
+from tests.generation.hub import BEFORE, hub
 
 USER = ({"role": "user", "content": "tea?"},)
 
@@ -18,7 +23,7 @@ USER = ({"role": "user", "content": "tea?"},)
 def read(tmp_path: Path, rows: list[dict[str, Any]], **settings: Any) -> list[SourceRow]:
     path = tmp_path / "data.jsonl"
     path.write_text("\n".join(json.dumps(row) for row in rows))
-    return read_source(DataSettings(path=str(path), **settings), path, "data.prefs")
+    return read_source(DataSettings(path=str(path), **settings), leaf(path), "data.prefs")
 
 
 def test_plain_text_pairs(tmp_path: Path) -> None:
@@ -79,7 +84,7 @@ def test_zipped_lines_arrays_and_folders(tmp_path: Path) -> None:
     with gzip.open(folder / "a.jsonl.gz", "wt") as file:
         file.write('{"prompt": "one"}\n')
     (folder / "b.json").write_text('[{"prompt": "two"}]')
-    rows = read_source(DataSettings(path=str(folder)), folder, "data.x")
+    rows = read_source(DataSettings(path=str(folder)), leaf(folder), "data.x")
     assert [row.prompt[0]["content"] for row in rows] == ["one", "two"]
 
 
@@ -122,7 +127,7 @@ def test_a_missing_file_is_an_error_before_anything_runs() -> None:
 def test_broken_json_names_file_and_line(text: str, message: str, tmp_path: Path) -> None:
     (tmp_path / "data.jsonl").write_text(text)
     with pytest.raises(UserError, match=r"data\.prefs: " + message):
-        read_source(DataSettings(path="data.jsonl"), tmp_path / "data.jsonl", "data.prefs")
+        read_source(DataSettings(path="data.jsonl"), leaf(tmp_path / "data.jsonl"), "data.prefs")
 
 
 def test_a_split_of_a_local_file_is_refused_rather_than_ignored(tmp_path: Path) -> None:
@@ -149,3 +154,23 @@ def test_pairs_may_be_ties_soft_and_have_margins(tmp_path: Path) -> None:
 def test_ties_and_margins_that_mean_nothing_are_refused(tmp_path: Path, more: dict[str, Any], told: str) -> None:
     with pytest.raises(UserError, match=f"data.prefs, row 0: {told}"):
         read(tmp_path, [{"prompt": "tea?", "chosen": "yes", "rejected": "no"} | more])
+
+
+_KEY_THEN_READ = """
+from sail.core.run_settings import DataSettings
+from sail.generation.sources import read_source, source_leaf
+
+source = DataSettings(path="org/prefs")
+files = source_leaf(source, "data.prefs")
+(row,) = read_source(source, files, "data.prefs")
+print(files.key, row.prompt[0]["content"])
+"""
+
+
+def test_rows_of_a_hub_dataset_are_those_of_the_commit_in_the_key_whatever_was_pushed_since(tmp_path: Path) -> None:
+    with hub() as url:
+        done = subprocess.run(
+            [sys.executable, "-c", _KEY_THEN_READ], capture_output=True, text=True, check=False,
+            env=os.environ | {"HF_ENDPOINT": url, "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "0"},
+        )  # fmt: skip
+    assert done.stdout == f"hub-org/prefs@{BEFORE} before\n", done.stderr

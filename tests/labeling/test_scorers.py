@@ -29,7 +29,8 @@ def test_a_rule_finds_or_does_not(store: Store) -> None:
 
 def test_a_rule_compares_the_last_match_with_the_answer(store: Store, tmp_path: Path) -> None:
     answers = tmp_path / "answers.jsonl"
-    answers.write_text(json.dumps({"prompt": "6 times 7", "answer": "42"}) + "\n")
+    rows = [{"prompt": "6 times 7", "answer": "42"}, {"prompt": "a\u2028b", "answer": "c"}]
+    answers.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
     settings = RuleLabeler(regex=r"answer is (\S+)", answers=str(answers))
     groups = [make_group("6 times 7", "answer is 41 no answer is 42", "answer is 41", "42")]
     assert scores_of(store, groups, settings) == [(1.0, 0.0, 0.0)]

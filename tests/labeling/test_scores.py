@@ -113,6 +113,19 @@ def test_the_key_hangs_on_the_source_of_the_module(store: Store, write_module: W
     assert before.digest == same.digest != after.digest
 
 
+def test_scores_are_filed_under_the_source_that_gave_them_though_it_is_edited_meanwhile(
+    store: Store, write_module: WriteModule
+) -> None:
+    source, path = write_module("toy_edited", COUNTING), CallableLabeler(path="toy_edited:score")
+    before = make_labeler("rule", path)
+    source.write_text(COUNTING.replace("float(len(example.response))", "0.0"))
+    during = make_labeler("rule", path)
+    assert during.digest == before.digest
+    assert score_responses(store, write_groups(store, GROUPS), during).result()["mean_score"] == 11.0
+    write_module("toy_edited", source.read_text())  # another process imports what is there now
+    assert make_labeler("rule", path).digest != before.digest
+
+
 @pytest.mark.parametrize(
     ("path", "message"),
     [

@@ -103,6 +103,14 @@ def test_several_annotators_are_averaged_and_one_can_be_picked(store: Store, tmp
         replayed(store, responses, path, rows, annotator="dan")
 
 
+def test_a_recorded_text_may_hold_any_separator(store: Store, tmp_path: Path) -> None:
+    rows = [{"prompt": "film", "a": "good\u2028\u2029\u0085.", "b": "bad", "verdict": "A"}]
+    (tmp_path / "said.jsonl").write_text(json.dumps(rows[0], ensure_ascii=False))
+    responses = write_groups(store, [make_group("film", rows[0]["a"], "bad")])
+    people = replay_labeler("people", ReplayLabeler(path=str(tmp_path / "said.jsonl")))
+    assert [v.verdict for v in read_verdicts(compare_responses(store, responses, people, "all"))] == ["A"]
+
+
 def test_what_was_never_recorded_is_an_abstention(store: Store, tmp_path: Path) -> None:
     artifact = replayed(store, write_groups(store, GROUPS), tmp_path / "said.jsonl", recorded(GROUPS[:1], SAID[:3]))
     assert [verdict.verdict for verdict in read_verdicts(artifact)] == [*SAID[:3], *["abstain"] * 9]
@@ -195,6 +203,15 @@ def test_a_run_that_waits_for_people_says_what_for_and_goes_on_afterwards(store:
     sheet.unlink()
     asked(store, responses, tmp_path)  # committed: nobody is asked again
     assert not sheet.exists()
+
+
+@pytest.mark.parametrize("form", ["jsonl", "csv"])
+def test_a_sheet_with_any_text_is_read_back(form: str, store: Store, tmp_path: Path) -> None:
+    groups = [make_group("film", "good\u2028\u2029\u0085.", "bad " * 40_000)]
+    responses = write_groups(store, groups)
+    for _ in range(2):  # once to write the sheet, once to find no verdict in it
+        with pytest.raises(WaitingForPeopleError, match="1 of 1 pairs"):
+            asked(store, responses, tmp_path, form)
 
 
 @pytest.mark.parametrize(

@@ -154,6 +154,20 @@ def test_an_override_without_a_value_is_named(testbed: Path, sail: Zygote, tmp_p
     assert_one_clear_line(done, "overrides", "'seed'", "routes.online.share=0.5")
 
 
+@pytest.mark.parametrize("place", ["taken", "taken/below", "/proc/run"])
+def test_a_place_that_takes_no_run_is_named(place: str, testbed: Path, sail: Zygote, tmp_path: Path) -> None:
+    config = write_config(tmp_path / "c.yaml", small_config(testbed))
+    (tmp_path / "taken").touch()
+    done = sail.run("run", config, "--out", place, cwd=tmp_path)
+    assert_one_clear_line(done, "--out", f"{place}' is no folder to write into", "Give another one")
+    assert_nothing_written(tmp_path, {"c.yaml", "taken"})
+
+
+def test_a_place_that_takes_no_config_is_named(sail: Zygote, tmp_path: Path) -> None:
+    done = sail.run("init", "sail-pr", "--out", "missing/x.yaml", cwd=tmp_path)
+    assert_one_clear_line(done, "--out", "'missing/x.yaml' cannot be written", "Check the folder")
+
+
 def test_a_fresh_process_says_the_same(testbed: Path, tmp_path: Path) -> None:
     mistake = REFUSED["unknown labeler"]
     config = write_config(tmp_path / "c.yaml", merge(small_config(testbed), mistake.change))

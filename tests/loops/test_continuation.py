@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from pydantic import BaseModel
+from safetensors.torch import load_file, save_file
 
 from loops.config import load_config
 from sail.core import labeler_settings, route_settings, run_settings
@@ -70,6 +71,28 @@ def test_a_carried_optimizer_changes_the_second_round(testbed: Path, sail: Zygot
         assert done.returncode == 0, done.err
     assert weights(tmp_path / "carry", 0) == weights(tmp_path / "restart", 0)
     assert weights(tmp_path / "carry", 1) != weights(tmp_path / "restart", 1)
+
+
+def test_adapters_of_a_run_stand_on_its_model_wherever_that_has_moved(
+    testbed: Path, sail: Zygote, tmp_path: Path
+) -> None:
+    """Another model lies at the old path; the second run's new round is that of a run nothing was moved under."""
+    model, elsewhere = copied(testbed / "sft", tmp_path / "model"), tmp_path / "elsewhere"
+    changes = {"labelers": {"rm": {"kind": "callable", "path": "sail.testbed.gold:hump"}}, "lora": {"r": 4}}
+    settings = small_config(testbed, evaluation=NO_EVALUATION, model_name_or_path=str(model), **changes)
+    config, out, at_once = write_config(tmp_path / "c.yaml", settings), tmp_path / "a" / "c", tmp_path / "b" / "c"
+    assert sail.run("run", config, "--out", at_once, cwd=tmp_path).returncode == 0
+    assert sail.run("run", config, "num_rounds=1", "--out", out, cwd=tmp_path).returncode == 0
+    model.rename(elsewhere)
+    tensors = load_file(copied(elsewhere, model) / "model.safetensors")
+    save_file({name: 1.5 * tensor for name, tensor in tensors.items()}, model / "model.safetensors", {"format": "pt"})
+
+    done = sail.run("run", config, f"model_name_or_path={elsewhere}", "--out", out, cwd=tmp_path)
+
+    assert done.returncode == 0, done.err
+    assert done.announced[1]["checkpoint"] == 1
+    last = [run / "rounds" / "001" / "checkpoint" / "model" / "adapter_model.safetensors" for run in (out, at_once)]
+    assert last[0].read_bytes() == last[1].read_bytes()
 
 
 def test_another_beta_reuses_all_that_does_not_depend_on_it(

@@ -26,6 +26,7 @@ from loops.config import load_config
 from loops.context import Context
 from loops.iterate import run_phases
 from loops.plan import PlanBuilder
+from sail.core.artifacts import leaf
 from sail.core.errors import UserError
 from sail.core.records import Message, ResponseRow
 from sail.core.run_settings import DataSettings
@@ -116,7 +117,7 @@ def test_every_shipped_ablation_loads_and_passes_the_checks(path: Path) -> None:
 def parse_hh(tmp_path: Path, chosen: Any, rejected: Any) -> SourceRow:
     file = tmp_path / "hh.jsonl"
     file.write_text(json.dumps({"chosen": chosen, "rejected": rejected}, ensure_ascii=False))
-    return read_source(DataSettings(path=str(file), format="hh"), file, "data.hh")[0]
+    return read_source(DataSettings(path=str(file), format="hh"), leaf(file), "data.hh")[0]
 
 
 def test_the_last_assistant_turns_are_the_responses(tmp_path: Path) -> None:
@@ -181,7 +182,7 @@ def test_every_row_of_the_real_files_is_a_pair_that_ends_in_a_question(
     name: str, rows: int, longer_chosen: float
 ) -> None:
     file = HH_FOLDER / f"{name}.test.jsonl.gz"
-    parsed = read_source(DataSettings(path=str(file), format="hh"), file, "data.hh")
+    parsed = read_source(DataSettings(path=str(file), format="hh"), leaf(file), "data.hh")
     assert len(parsed) == rows
     for row in parsed:
         roles = [turn["role"] for turn in row.prompt]
@@ -345,7 +346,7 @@ def test_rows_as_the_hub_has_them_are_read(tmp_path: Path) -> None:
     file = tmp_path / "rows.jsonl"
     file.write_text(json.dumps(row))
     expected = SourceRow((Message(role="user", content="Why?"),), ("So.", "No."), (8.5, 3.0), is_pair=True)
-    assert read_source(DataSettings(path=str(file)), file, "data.prefs") == [expected]
+    assert read_source(DataSettings(path=str(file)), leaf(file), "data.prefs") == [expected]
 
 
 def test_a_template_that_refuses_a_conversation_says_which_turns() -> None:

@@ -5,13 +5,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from sail.core.artifacts import Artifact, leaf
+from sail.core.artifacts import Artifact, Leaf, leaf
 from sail.core.errors import UserError
 from sail.core.records import Message
 from sail.core.run_settings import LoraSettings
 from sail.policy.chat import prompt_ids, response_ids
 from sail.policy.loading import (
     add_adapter,
+    base_folder,
     context_length,
     export_merged,
     is_adapter,
@@ -23,8 +24,10 @@ from sail.policy.loading import (
 )
 from sail.policy.logprobs import sequence_logps
 from sail.policy.rows import Row
+from sail.policy.value import new_value_model
 from tests.encoder_decoder_fixtures import EOS_ID, make_tiny_t5
 from tests.serving_fixtures import CONTEXT, make_tiny_policy
+from tests.update.stored import tiny_leaf
 
 ROWS = [Row((5, 6, 7), (8, 9, 2)), Row((5,), (10, 2))]
 
@@ -49,6 +52,25 @@ def test_a_merged_copy_of_an_adapter_has_the_adapter_s_log_probs(tmp_path: Path)
     torch.testing.assert_close(loaded, expected)
     torch.testing.assert_close(merged, expected, atol=1e-4, rtol=0)
     assert float((expected - untouched).abs().max()) > 1e-2
+
+
+def test_an_adapter_stands_on_the_base_it_is_given_wherever_that_has_moved(tmp_path: Path) -> None:
+    """Another model lies at the path that peft wrote down."""
+    base = tiny_leaf(tmp_path / "here", seed=1)
+    adapted = add_adapter(load_policy(base), LoraSettings(r=4), seed=0)  # type: ignore[arg-type]
+    save_policy(adapted, load_tokenizer(base), tmp_path / "artifact")
+    (tmp_path / "here").rename(tmp_path / "there")
+    tiny_leaf(tmp_path / "here", seed=2)
+    checkpoint = Artifact("checkpoint", "k", tmp_path / "artifact", Leaf(tmp_path / "there", base.key))
+
+    loaded = load_policy(checkpoint)
+
+    with torch.no_grad():
+        torch.testing.assert_close(sequence_logps(loaded, ROWS), sequence_logps(adapted, ROWS))
+    value, expected = (new_value_model(model, "token").state_dict() for model in (checkpoint, checkpoint.base))
+    assert all(torch.equal(weight, expected[name]) for name, weight in value.items())
+    save_policy(loaded, load_tokenizer(checkpoint), tmp_path / "next")
+    assert base_folder(Artifact("checkpoint", "l", tmp_path / "next")) == tmp_path / "there"
 
 
 def test_the_same_seed_starts_the_same_adapter(tmp_path: Path) -> None:

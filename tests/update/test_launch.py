@@ -6,10 +6,12 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from sail.core.artifacts import Artifact
 from sail.core.errors import LaunchError, UserError
 from sail.core.store import Store
 from sail.serving.processes import descendants
@@ -82,9 +84,12 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
 
 @pytest.mark.parametrize("inputs", [sail, kto])
 def test_inputs_come_back_from_their_file_as_they_were(inputs, world: World, tmp_path: Path) -> None:
-    job = Job(inputs(world), update_recipe(inputs(world)).key, tmp_path, tmp_path / "answer.json", 2)
+    adapter = Artifact("checkpoint", "k", tmp_path, base=world.policy)
+    given = replace(inputs(world), start=adapter)
+    job = Job(given, update_recipe(given).key, tmp_path, tmp_path / "answer.json", 2)
     write_job(tmp_path / "job.json", job)
     assert read_job(tmp_path / "job.json") == job
+    assert read_job(tmp_path / "job.json").inputs.start.base == world.policy
     assert update_recipe(read_job(tmp_path / "job.json").inputs).key == job.key
 
 

@@ -7,26 +7,32 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from numbers import Real
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
-from sail.core.artifacts import Artifact, leaf
+from sail.core.artifacts import Artifact, Leaf, leaf
 from sail.core.errors import UserError
 from sail.core.records import Example
 from sail.core.run_settings import CallableLabeler
 from sail.core.store import Workspace
 from sail.labeling.labeler_row import Labeler, Scorer
 
+_imported: dict[ModuleType, Leaf] = {}  # a file that is edited during a run is not what the run's modules were made of
+
 
 def callable_labeler(name: str, settings: CallableLabeler, fitted: Artifact | None = None) -> Labeler:
     """The labeler behind 'module:function', f(examples) -> one finite float each, higher is better.
 
-    Its digest is the SHA-256 of the module's source file; what that file imports is not looked at. The module is
-    found on Python's path or in the working folder. UserError where module, file or function do not exist.
+    Its digest is the SHA-256 of the module's source file as this process imported it; what that file imports is not
+    looked at. The module is found on Python's path or in the working folder. UserError where module, file or function
+    do not exist.
     """
     where = f"labelers.{name}.path"
     module_name, function_name = _parts(settings.path, where)
     source = leaf(_source_file(module_name, settings.path, where), where)
-    function = _function(module_name, function_name, settings.path, where)
+    module = importlib.import_module(module_name)
+    source = _imported.setdefault(module, source)
+    function = _function(module, function_name, settings.path, where)
 
     def open_function(workspace: Workspace) -> Scorer:
         def score(examples: Sequence[Example]) -> list[float]:
@@ -63,11 +69,11 @@ def _source_file(module_name: str, path: str, where: str) -> Path:
     return Path(spec.origin)
 
 
-def _function(module_name: str, function_name: str, path: str, where: str) -> Callable[[list[Example]], Any]:
-    function = getattr(importlib.import_module(module_name), function_name, None)
+def _function(module: ModuleType, function_name: str, path: str, where: str) -> Callable[[list[Example]], Any]:
+    function = getattr(module, function_name, None)
     if not callable(function):
         raise UserError(
-            f"module {module_name!r} has no function {function_name!r} (from {path!r})", where=where,
+            f"module {module.__name__!r} has no function {function_name!r} (from {path!r})", where=where,
             cure=f"Define def {function_name}(examples) -> list[float] there, or correct the name",
         )  # fmt: skip
     return function

@@ -3,12 +3,14 @@
 import csv
 import io
 import json
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from sail.core.artifacts import Leaf
 from sail.core.atomic import write_bytes
 from sail.core.errors import UserError, WaitingForPeopleError
+from sail.core.json_lines import json_lines
 from sail.core.labeler_settings import HumanLabeler
 from sail.core.records import Comparison, content_hash
 from sail.core.seeds import uniform
@@ -86,9 +88,10 @@ def _sheet(rows: Sequence[Row], suffix: str) -> str:
 
 def _read(path: Path, where: str) -> list[Row]:
     text = path.read_text(encoding="utf-8-sig")  # spreadsheets write a byte-order mark
+    csv.field_size_limit(sys.maxsize)  # of the whole process; a response may be longer than its 128 KiB
     try:
         rows = (
-            [json.loads(line) for line in text.splitlines() if line.strip()]
+            [json.loads(line) for _, line in json_lines(text)]
             if path.suffix == ".jsonl"
             else list(csv.DictReader(io.StringIO(text, newline="")))
         )

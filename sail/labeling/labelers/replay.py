@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from sail.core.artifacts import leaf
 from sail.core.errors import UserError
+from sail.core.json_lines import json_lines
 from sail.core.labeler_settings import ReplayLabeler
 from sail.core.records import Comparison, content_hash
 from sail.core.store import Workspace
@@ -43,9 +44,7 @@ def replay_labeler(name: str, settings: ReplayLabeler, endpoint: None = None) ->
 def _read(path: Path, annotator: str | None, where: str) -> Mapping[str, list[Recorded]]:
     """Hash of (prompt, a, b) -> what was recorded, in both orders of a and b."""
     found: dict[str, list[Recorded]] = defaultdict(list)
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-        if not line.strip():
-            continue
+    for number, line in json_lines(path.read_text(encoding="utf-8")):
         row, value, verdict = _line(line, f"{where}: line {number}")
         if annotator is None or row.get("annotator") == annotator:
             found[_key(row["prompt"], row["a"], row["b"])].append(Recorded(value, verdict))

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from sail.core.artifacts import Artifact, Leaf, leaf
 from sail.core.errors import UserError
+from sail.core.json_lines import json_lines
 from sail.core.labeler_settings import RuleLabeler
 from sail.core.records import Example, content_hash
 from sail.core.store import Workspace
@@ -48,7 +49,7 @@ def _score(pattern: re.Pattern[str], answers: Mapping[str, str] | None, example:
 
 def _read(path: Path, where: str) -> dict[str, str]:
     answers = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in json_lines(path.read_text(encoding="utf-8")):
         try:
             row = json.loads(line)
             answers[str(row["prompt"])] = str(row["answer"])
