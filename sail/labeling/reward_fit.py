@@ -25,7 +25,7 @@ from sail.labeling.reward_pairs import RewardPair, batches, read_pairs, split_ho
 from sail.labeling.reward_training import held_out_margins, train
 from sail.policy.loading import Checkpoint, is_adapter, model_folder, quiet_loading
 
-VERSION = 2
+VERSION = 3
 METRICS_FILE = "metrics.jsonl"
 _WHERE = "labelers.fit"
 

@@ -12,6 +12,7 @@ from sail.policy.fused_layers import fuse_layers
 from sail.policy.trees import TREE_ATTENTION
 
 # Plain causal softmax attention through transformers' AttentionInterface, kwargs passed on, positions by position_ids.
+# Not those that cap its scores (gemma2, vaultgemma): no kernel of tree_attention does.
 _PLAIN_ATTENTION = {
     "cohere", "gemma", "glm4", "granite", "helium", "llama", "mistral", "mixtral", "olmo2", "phi", "phi3", "qwen2",
     "qwen3", "qwen3_moe",

@@ -12,10 +12,10 @@ from typing import Literal
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import AutoModel, PreTrainedModel
+from transformers import AutoConfig, AutoModel, PreTrainedModel
 
 from sail.policy.encoder_decoder import decoder_rows, start_id
-from sail.policy.loading import Checkpoint, another_head, base_folder, quiet_loading, without_dropout
+from sail.policy.loading import Checkpoint, another_head, base_folder, own_attention, quiet_loading, without_dropout
 from sail.policy.rows import Row, padded_rows
 
 Per = Literal["token", "prompt"]
@@ -74,6 +74,7 @@ def load_value_model(folder: Path) -> ValueModel:
 
 
 def _backbone(folder: Path) -> PreTrainedModel:
+    attention = own_attention(AutoConfig.from_pretrained(folder))
     with quiet_loading(), another_head():
-        model: PreTrainedModel = AutoModel.from_pretrained(folder, dtype=torch.float32)
+        model: PreTrainedModel = AutoModel.from_pretrained(folder, dtype=torch.float32, attn_implementation=attention)
     return without_dropout(model)
