@@ -73,6 +73,7 @@ def make_accelerator(bf16: bool) -> Accelerator:
     """accelerate, as its config file in the environment says."""
     AcceleratorState._reset_state()  # one process trains many rounds, and phases may differ in precision
     accelerator = Accelerator(mixed_precision="bf16" if bf16 else "no")
+    accelerator.gradient_accumulation_steps = 1  # the environment's would divide every loss; the rows' weights do that
     asked = os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true"
     if asked and accelerator.distributed_type == DistributedType.MULTI_CPU:  # it drops FSDP on CPU without a word
         accelerator.state.distributed_type = DistributedType.FSDP
