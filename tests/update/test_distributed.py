@@ -2,8 +2,10 @@
 
 import pytest
 import torch
+from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 
-from sail.update.distributed import make_accelerator
+from sail.core.errors import UserError
+from sail.update.distributed import make_accelerator, refuse_this
 
 
 def test_gradients_are_not_divided_by_the_accumulation_of_a_config(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -12,3 +14,19 @@ def test_gradients_are_not_divided_by_the_accumulation_of_a_config(monkeypatch: 
     weight = torch.ones(2, requires_grad=True)
     make_accelerator(bf16=False).backward(3 * weight.sum())
     assert weight.grad is not None and weight.grad.tolist() == [3.0, 3.0]
+
+
+@pytest.mark.parametrize("setting", ["ACTIVATION_CHECKPOINTING", "OFFLOAD_PARAMS"])
+def test_what_fsdp2_cannot_do_here_is_refused_of_processes_that_were_started(
+    setting: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A command of the user's own shows in the environment alone."""
+    monkeypatch.setenv("FSDP_VERSION", "2")
+    accelerator = make_accelerator(bf16=False)
+    monkeypatch.setitem(accelerator.state._shared_state, "fsdp_plugin", FullyShardedDataParallelPlugin())
+    monkeypatch.setitem(accelerator.state._shared_state, "distributed_type", DistributedType.FSDP)
+    refuse_this(accelerator, ["policy"])
+    monkeypatch.setenv(f"FSDP_{setting}", "true")
+    monkeypatch.setitem(accelerator.state._shared_state, "fsdp_plugin", FullyShardedDataParallelPlugin())
+    with pytest.raises(UserError, match=f"fsdp_{setting.lower()}"):
+        refuse_this(accelerator, ["policy"])
