@@ -219,10 +219,14 @@ def laid_like(weight: Tensor, value: Tensor) -> Tensor:
 
 
 def whole_state(model: torch.nn.Module, *, keep: bool = True) -> dict[str, Tensor] | None:
-    """What save_pretrained is to write in place of the model's own tensors; None where those are whole."""
+    """What save_pretrained is to write in place of the model's own tensors; None where those are whole.
+
+    Of a model with an adapter what is trained: its base stays where it came from.
+    """
     weights = dict(model.named_parameters(remove_duplicate=False))
     if not any(isinstance(weight, DTensor) or is_zero3_weight(weight) for weight in weights.values()):
         return None
-    full = {id(weight): whole(weight, keep=keep) for weight in model.parameters()}  # tied weights stay one tensor
+    written = [weight for weight in model.parameters() if weight.requires_grad or not hasattr(model, "peft_config")]
+    full = {id(weight): whole(weight, keep=keep) for weight in written}  # tied weights stay one tensor
     others = {name: value for name, value in model.state_dict().items() if name not in weights}
-    return {name: full[id(weight)] for name, weight in weights.items()} | others
+    return {name: full[id(weight)] for name, weight in weights.items() if id(weight) in full} | others
