@@ -108,7 +108,18 @@ def make_accelerator(bf16: bool) -> Accelerator:
     if asked and accelerator.distributed_type == DistributedType.MULTI_CPU:  # it drops FSDP on CPU without a word
         accelerator.state.distributed_type = DistributedType.FSDP
         accelerator.state.fsdp_plugin = FullyShardedDataParallelPlugin()
+    leave_precision_to_autocast(accelerator)
     return accelerator
+
+
+def leave_precision_to_autocast(accelerator: Accelerator) -> None:
+    """Under bf16 accelerate tells FSDP2 to gather weights, sum gradients and hand on outputs in bfloat16 (on a GPU).
+
+    Without a policy autocast casts, as in one process and as measured on CPU, and sums are float32.
+    """
+    plugin = getattr(accelerator.state, "fsdp_plugin", None)
+    if plugin is not None:
+        plugin.mixed_precision_policy = None
 
 
 def on_zero(accelerator: Accelerator) -> bool:

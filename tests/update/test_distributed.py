@@ -10,7 +10,7 @@ from torch import distributed
 from torch.distributed.fsdp import fully_shard
 
 from sail.core.errors import UserError
-from sail.update.distributed import make_accelerator, refuse_this, whole_state
+from sail.update.distributed import leave_precision_to_autocast, make_accelerator, refuse_this, whole_state
 from tests.policy.oracle import tiny_model
 
 
@@ -36,6 +36,17 @@ def test_what_fsdp2_cannot_do_here_is_refused_of_processes_that_were_started(
     monkeypatch.setitem(accelerator.state._shared_state, "fsdp_plugin", FullyShardedDataParallelPlugin())
     with pytest.raises(UserError, match=f"fsdp_{setting.lower()}"):
         refuse_this(accelerator, ["policy"])
+
+
+def test_fsdp2_leaves_bfloat16_to_autocast(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the plugin as accelerate leaves it on a GPU."""
+    monkeypatch.setenv("FSDP_VERSION", "2")
+    accelerator, plugin = make_accelerator(bf16=True), FullyShardedDataParallelPlugin()
+    plugin.set_mixed_precision("bf16")
+    assert plugin.mixed_precision_policy.reduce_dtype == torch.bfloat16
+    monkeypatch.setitem(accelerator.state._shared_state, "fsdp_plugin", plugin)
+    leave_precision_to_autocast(accelerator)
+    assert plugin.mixed_precision_policy is None
 
 
 @pytest.fixture
