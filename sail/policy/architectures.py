@@ -62,6 +62,13 @@ def _layer_types(config: Any) -> list[str]:
     return getattr(config, "layer_types", None) or ["sliding_attention" if windowed else "full_attention"]
 
 
+def cast_experts(model: Any) -> None:
+    """Under autocast the experts of a mixture take plain products: transformers' grouped one stays float32."""
+    if model.config._experts_implementation == "eager" or not torch.is_autocast_enabled(model.device.type):
+        return
+    model.set_experts_implementation("eager")
+
+
 def logit_transform(config: Any) -> LogitTransform:
     """Scale and soft cap as the architecture's forward applies them after the head."""
     scale = 1.0

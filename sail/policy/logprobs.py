@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from sail.policy.architectures import bare_model, fused_head_of, logit_transform, takes_trees
+from sail.policy.architectures import bare_model, cast_experts, fused_head_of, logit_transform, takes_trees
 from sail.policy.encoder_decoder import decoder_rows, each_prompt_once, start_id
 from sail.policy.fused_head import fused_logps, head_of
 from sail.policy.rows import Row, ScoredBatch, padded_microbatches, padded_rows, tree_microbatches
@@ -141,7 +141,9 @@ def _forward(
 
 def _logits(model: torch.nn.Module, batch: ScoredBatch) -> Tensor:
     """[B, T, V]"""
-    with each_prompt_once(bare_model(model), batch.first_alike):
+    bare = bare_model(model)
+    cast_experts(bare)
+    with each_prompt_once(bare, batch.first_alike):
         logits: Tensor = model(**batch.inputs, use_cache=False).logits
     return logits
 

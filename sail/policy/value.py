@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoConfig, AutoModel, PreTrainedModel
 
+from sail.policy.architectures import cast_experts
 from sail.policy.encoder_decoder import decoder_rows, start_id
 from sail.policy.loading import Checkpoint, another_head, base_folder, own_attention, quiet_loading, without_dropout
 from sail.policy.rows import Row, padded_rows
@@ -41,6 +42,7 @@ class ValueModel(torch.nn.Module):
         config, device = self.backbone.config, self.head.weight.device
         encoded = config.is_encoder_decoder
         batch = decoder_rows(rows, start_id(config), device) if encoded else padded_rows(rows, device)
+        cast_experts(self.backbone)
         hidden = self.backbone(**batch.inputs, use_cache=False).last_hidden_state
         values = self.head(batch.at_scored(hidden)).squeeze(-1).double()
         if self.per == "token":
