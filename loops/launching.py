@@ -29,7 +29,7 @@ def launch_of(settings: RunSettings, log_folder: Path) -> Launch | None:
     config = yaml.safe_load(path.read_text())
     for phase in settings.phases:
         trained = ["value"] if phase.components.value is not None else []
-        refuse_unsupported(_kind(config), config.get("fsdp_config", {}), trained)
+        refuse_unsupported(_kind(config), config.get("fsdp_config") or {}, trained)
     processes = _num_processes(launch, config)
     if processes == 1:
         return None
