@@ -22,7 +22,6 @@ from sail.labeling.regulation import drops_pairs
 from sail.objectives import find_loss
 from sail.objectives.route_facts import RouteFacts
 from sail.objectives.rules import check_route
-from sail.policy.loading import Checkpoint, is_encoder_decoder
 from sail.update.batches import exact_shares
 from sail.update.eight_bit import check_optimizer
 
@@ -88,23 +87,6 @@ def samples_policy(phase: PhaseSettings) -> bool:
 def engine_of(phase: PhaseSettings) -> str:
     """The engine that samples in this phase; what is sampled only for evaluation needs no server."""
     return phase.generation.engine if phase.num_rounds > 0 else "transformers"
-
-
-def check_model(settings: RunSettings, model: Checkpoint) -> None:
-    """Raise UserError where the starting policy cannot do what the settings ask for."""
-    if not is_encoder_decoder(model):
-        return
-    for phase in settings.phases:
-        if phase.steps_per_generation is not None:
-            raise UserError(
-                f"{settings.model_name_or_path!r} is an encoder-decoder, which is not refreshed within a round",
-                where=f"{phase.name}: steps_per_generation", cure="Leave it out",
-            )  # fmt: skip
-        if engine_of(phase) == "vllm" and (samples_policy(phase) or phase.evaluation.num_prompts > 0):
-            raise UserError(
-                f"{settings.model_name_or_path!r} is an encoder-decoder, which vLLM does not serve",
-                where=f"{phase.name}: generation.engine", cure="Set generation.engine: transformers",
-            )  # fmt: skip
 
 
 def sources_of(phase: PhaseSettings) -> list[str]:

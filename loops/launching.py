@@ -29,7 +29,7 @@ def launch_of(settings: RunSettings, log_folder: Path) -> Launch | None:
     config = yaml.safe_load(path.read_text())
     for phase in settings.phases:
         trained = ["value"] if phase.components.value is not None else []
-        refuse_unsupported(_kind(config), _fsdp_version(config), trained)
+        refuse_unsupported(_kind(config), config.get("fsdp_config") or {}, trained)
     processes = _num_processes(launch, config)
     if processes == 1:
         return None
@@ -62,10 +62,6 @@ def _config_file(name: str) -> Path:
 
 def _kind(config: dict[str, Any]) -> str:
     return str(config.get("distributed_type", "NO"))
-
-
-def _fsdp_version(config: dict[str, Any]) -> int:
-    return int(config.get("fsdp_config", {}).get("fsdp_version", 1))
 
 
 def _num_processes(launch: LaunchSettings, config: dict[str, Any]) -> int:

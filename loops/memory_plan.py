@@ -128,7 +128,7 @@ def update_memory(phase: PhaseSettings, settings: RunSettings, shape: Shape) -> 
     activations = _activations(shape, tokens, bf16=update.bf16, checkpointing=update.gradient_checkpointing)
     memory = _trained(shape, trained, update.optimizer, activations)
     if phase.components.value is not None:  # a network of the policy's size beside it, and its own backward pass
-        memory = _sum(memory, _trained(shape, shape.weights, "adamw", _activations(shape, tokens, bf16=update.bf16)))
+        memory = _sum(memory, _trained(shape, shape.weights, "adamw", activations))
     if update.bf16:
         memory = replace(memory, activations=memory.activations + _HALF * shape.weights)  # autocast's copies
     processes = settings.launch.num_processes or len(settings.launch.gpus) or 1

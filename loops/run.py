@@ -10,11 +10,12 @@ import torch
 from rich.console import Console
 from rich.markup import escape
 
-from loops.checks import check_model, check_run, engine_of
+from loops.checks import check_run, engine_of
 from loops.config import Config
 from loops.context import Context, Engines
 from loops.diary import Diary
 from loops.iterate import RoundRecord, run_phases
+from loops.model_checks import check_model
 from loops.plan import PlanBuilder
 from loops.run_folder import (
     RECORD,

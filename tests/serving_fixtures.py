@@ -90,7 +90,7 @@ def make_tiny_policy(path: Path, *, seed: int, tied: bool, spread: float = 0.3) 
         torch.manual_seed(seed)
         model = Qwen2ForCausalLM(config).eval()
     model.save_pretrained(path)
-    _word_tokenizer().save_pretrained(path)
+    word_tokenizer().save_pretrained(path)
     return TinyPolicy(path, model)
 
 
@@ -103,7 +103,7 @@ def make_tiny_adapter(path: Path, base: TinyPolicy, *, seed: int) -> TinyAdapter
         if "lora_" in name:
             weight.data.normal_(0.0, 0.3, generator=draw)
     model.save_pretrained(path)
-    _word_tokenizer().save_pretrained(path)
+    word_tokenizer().save_pretrained(path)
     return TinyAdapter(path, model, base)
 
 
@@ -141,7 +141,7 @@ def finished_requests(client: ServerClient) -> float:
     return sum(float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith("vllm:request_success_total"))
 
 
-def _word_tokenizer() -> PreTrainedTokenizerFast:
+def word_tokenizer() -> PreTrainedTokenizerFast:
     words = ["<pad>", "<unk>", "<eos>", *(f"w{index}" for index in range(3, VOCAB_SIZE))]
     tokenizer = Tokenizer(WordLevel({word: index for index, word in enumerate(words)}, unk_token="<unk>"))
     tokenizer.pre_tokenizer = WhitespaceSplit()

@@ -21,7 +21,7 @@ from sail.evaluation.rewards import check_scores, mean_reward, reward_standard_e
 from sail.evaluation.win_rate import bootstrap_interval, prompt_win_shares
 from sail.policy.scoring import read_logps
 
-VERSION = 3
+VERSION = 4
 METRICS_FILE, EXAMPLES_FILE = "metrics.json", "examples.json"
 
 _Groups = Sequence[SampleGroup]

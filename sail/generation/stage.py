@@ -18,7 +18,7 @@ from sail.generation.prompts import Part, part_of, round_prompts
 from sail.policy.chat import response_text
 from sail.policy.loading import Checkpoint, context_length, load_tokenizer
 
-VERSION = 3
+VERSION = 4
 
 
 def generate(

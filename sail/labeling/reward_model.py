@@ -18,7 +18,7 @@ from transformers import (
 from sail.core.errors import UserError
 from sail.core.records import Example
 from sail.policy.devices import compute_device, to_device
-from sail.policy.loading import another_head, quiet_loading
+from sail.policy.loading import another_head, own_attention, quiet_loading
 from sail.policy.memory import room_for_a_model
 
 
@@ -88,8 +88,9 @@ def load_reward_model(folder: Path, where: str) -> RewardModel:
     """
     with quiet_loading(), room_for_a_model(torch.device("cpu")):
         model, report = AutoModelForSequenceClassification.from_pretrained(
-            folder, dtype="auto" if compute_device().type == "cuda" else torch.float32, output_loading_info=True
-        )
+            folder, dtype="auto" if compute_device().type == "cuda" else torch.float32, output_loading_info=True,
+            attn_implementation=own_attention(AutoConfig.from_pretrained(folder)),
+        )  # fmt: skip
     cure = "Give a sequence-classification model with num_labels 1"
     if report["missing_keys"]:
         missing = ", ".join(sorted(report["missing_keys"])[:3])
@@ -111,7 +112,9 @@ def new_reward_model(folder: Path, seed: int, where: str) -> RewardModel:
                         cure="Start from a language model, or from a classifier with one output")  # fmt: skip
     with torch.random.fork_rng(), quiet_loading(), another_head(), room_for_a_model(torch.device("cpu")):
         torch.manual_seed(seed)
-        model = AutoModelForSequenceClassification.from_pretrained(folder, num_labels=1, dtype=torch.float32)
+        model = AutoModelForSequenceClassification.from_pretrained(
+            folder, num_labels=1, dtype=torch.float32, attn_implementation=own_attention(config)
+        )
     return _with_padding(model, AutoTokenizer.from_pretrained(folder), where)
 
 

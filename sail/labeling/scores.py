@@ -13,7 +13,7 @@ from sail.labeling.answers import sort_answers
 from sail.labeling.labeler_row import Scorer
 from sail.policy.devices import free_memory
 
-VERSION = 1
+VERSION = 2
 _TABLE = "scores"
 
 

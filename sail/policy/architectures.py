@@ -12,6 +12,7 @@ from sail.policy.fused_layers import fuse_layers
 from sail.policy.trees import TREE_ATTENTION
 
 # Plain causal softmax attention through transformers' AttentionInterface, kwargs passed on, positions by position_ids.
+# Not those that cap its scores (gemma2, vaultgemma): no kernel of tree_attention does.
 _PLAIN_ATTENTION = {
     "cohere", "gemma", "glm4", "granite", "helium", "llama", "mistral", "mixtral", "olmo2", "phi", "phi3", "qwen2",
     "qwen3", "qwen3_moe",
@@ -59,6 +60,13 @@ def takes_trees(model: Any) -> bool:
 def _layer_types(config: Any) -> list[str]:
     windowed = getattr(config, "sliding_window", None) is not None
     return getattr(config, "layer_types", None) or ["sliding_attention" if windowed else "full_attention"]
+
+
+def cast_experts(model: Any) -> None:
+    """Under autocast the experts of a mixture take plain products: transformers' grouped one stays float32."""
+    if model.config._experts_implementation == "eager" or not torch.is_autocast_enabled(model.device.type):
+        return
+    model.set_experts_implementation("eager")
 
 
 def logit_transform(config: Any) -> LogitTransform:

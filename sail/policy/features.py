@@ -23,7 +23,7 @@ from sail.policy.loading import Checkpoint, load_policy
 from sail.policy.logprobs import ResponseTokens, batch_of, fused_head_logps, microbatches
 from sail.policy.rows import Row
 
-VERSION = 1
+VERSION = 2
 
 
 def logps_and_features(

@@ -14,6 +14,7 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForSeq2SeqLM,
     AutoTokenizer,
+    PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -164,9 +165,20 @@ def base_below(start: Checkpoint) -> Leaf | None:
 
 
 def _load_full(folder: Path) -> PreTrainedModel:
-    auto = AutoModelForSeq2SeqLM if AutoConfig.from_pretrained(folder).is_encoder_decoder else AutoModelForCausalLM
+    config = AutoConfig.from_pretrained(folder)
+    auto = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
     with quiet_loading(), room_for_a_model(torch.device("cpu")):
-        return without_dropout(auto.from_pretrained(folder, dtype=torch.float32)).eval()
+        model = auto.from_pretrained(folder, dtype=torch.float32, attn_implementation=own_attention(config))
+        return without_dropout(model).eval()
+
+
+def own_attention(config: PretrainedConfig) -> str | None:
+    """The attention that computes what the model's own does; None: whatever transformers takes.
+
+    It takes sdpa, which drops the soft cap of Gemma 2 (cap * tanh(scores / cap)) without a word.
+    """
+    capped = getattr(config.get_text_config(), "attn_logit_softcapping", None)
+    return "eager" if capped else None
 
 
 def weights_by_config(folder: Path) -> int:

@@ -13,10 +13,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from sail.policy.architectures import bare_model, fused_head_of, logit_transform, takes_trees
+from sail.policy.architectures import bare_model, cast_experts, fused_head_of, logit_transform, takes_trees
 from sail.policy.encoder_decoder import decoder_rows, each_prompt_once, start_id
 from sail.policy.fused_head import fused_logps, head_of
-from sail.policy.rows import Row, ScoredBatch, padded_rows, split_by_tokens, tree_microbatches
+from sail.policy.rows import Row, ScoredBatch, padded_microbatches, padded_rows, tree_microbatches
 from sail.policy.token_statistics import TokenStatistics, token_statistics
 from sail.policy.trees import tree_rows
 
@@ -103,8 +103,7 @@ def microbatches(model: torch.nn.Module, items: Sequence[Sequence[Row]], budget:
     them: prompts once where it takes trees, else padded to the longest row."""
     if _runs_trees(model):
         return tree_microbatches(items, budget)
-    widths = [max(row.num_tokens for row in rows) for rows in items]
-    return split_by_tokens(widths, budget, max(map(len, items), default=1))
+    return padded_microbatches(items, budget)
 
 
 def _runs_trees(model: torch.nn.Module) -> bool:
@@ -142,7 +141,9 @@ def _forward(
 
 def _logits(model: torch.nn.Module, batch: ScoredBatch) -> Tensor:
     """[B, T, V]"""
-    with each_prompt_once(bare_model(model), batch.first_alike):
+    bare = bare_model(model)
+    cast_experts(bare)
+    with each_prompt_once(bare, batch.first_alike):
         logits: Tensor = model(**batch.inputs, use_cache=False).logits
     return logits
 

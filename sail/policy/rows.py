@@ -86,6 +86,12 @@ def _added(items: Sequence[Sequence[Row]], prompts: Set[tuple[int, ...]]) -> int
     return sum(map(len, new)) + sum(max(len(row.response_ids) - 1, 0) for rows in items for row in rows)
 
 
+def padded_microbatches(items: Sequence[Sequence[Row]], budget: int) -> list[list[int]]:
+    """The same where every row is padded to the longest of its microbatch."""
+    widths = [max(row.num_tokens for row in rows) for rows in items]
+    return split_by_tokens(widths, budget, max(map(len, items), default=1))
+
+
 def split_by_tokens(widths: Sequence[int], budget: int, members: int = 1) -> list[list[int]]:
     """Positions of `widths` in microbatches, longest first, each at most `budget` padded tokens.
 

@@ -19,7 +19,7 @@ from sail.policy.loading import Checkpoint, load_policy
 from sail.policy.logprobs import microbatches, sequence_logps
 from sail.policy.rows import Row
 
-VERSION = 3
+VERSION = 4
 
 
 @dataclass(frozen=True)

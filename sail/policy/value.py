@@ -12,10 +12,11 @@ from typing import Literal
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import AutoModel, PreTrainedModel
+from transformers import AutoConfig, AutoModel, PreTrainedModel
 
+from sail.policy.architectures import cast_experts
 from sail.policy.encoder_decoder import decoder_rows, start_id
-from sail.policy.loading import Checkpoint, another_head, base_folder, quiet_loading, without_dropout
+from sail.policy.loading import Checkpoint, another_head, base_folder, own_attention, quiet_loading, without_dropout
 from sail.policy.rows import Row, padded_rows
 
 Per = Literal["token", "prompt"]
@@ -41,6 +42,7 @@ class ValueModel(torch.nn.Module):
         config, device = self.backbone.config, self.head.weight.device
         encoded = config.is_encoder_decoder
         batch = decoder_rows(rows, start_id(config), device) if encoded else padded_rows(rows, device)
+        cast_experts(self.backbone)
         hidden = self.backbone(**batch.inputs, use_cache=False).last_hidden_state
         values = self.head(batch.at_scored(hidden)).squeeze(-1).double()
         if self.per == "token":
@@ -74,6 +76,7 @@ def load_value_model(folder: Path) -> ValueModel:
 
 
 def _backbone(folder: Path) -> PreTrainedModel:
+    attention = own_attention(AutoConfig.from_pretrained(folder))
     with quiet_loading(), another_head():
-        model: PreTrainedModel = AutoModel.from_pretrained(folder, dtype=torch.float32)
+        model: PreTrainedModel = AutoModel.from_pretrained(folder, dtype=torch.float32, attn_implementation=attention)
     return without_dropout(model)

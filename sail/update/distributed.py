@@ -11,7 +11,7 @@ is in the environment), or under ZeRO DeepSpeed's (zero.py); two cases are told 
 """
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple, TypeVar
 
@@ -20,6 +20,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from torch import Tensor, distributed
+from torch.distributed.fsdp import CPUOffloadPolicy
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from sail.core.errors import UserError
@@ -43,15 +44,15 @@ class Share(NamedTuple):
     gradient_scale: float  # 0: repeated rows, which keep the processes in step and count nowhere
 
 
-def refuse_unsupported(kind: str, fsdp_version: int, trained: Iterable[str]) -> None:
-    """Refuse what does not work, with the reason. kind: accelerate's distributed_type."""
+def refuse_unsupported(kind: str, fsdp: Mapping[str, Any], trained: Iterable[str]) -> None:
+    """Refuse what does not work, with the reason. kind: accelerate's distributed_type; fsdp: its fsdp_config."""
     where, beside = "launch.accelerate_config", sorted(set(trained) - {"policy"})
     if kind not in ("NO", "MULTI_GPU", "MULTI_CPU", "FSDP", "DEEPSPEED"):
         raise UserError(f"{kind} is not built", where=where, cure="Use ddp, or fsdp2, which shards the same tensors")
     if kind == "DEEPSPEED":
         check_installed()
-    if kind == "FSDP" and fsdp_version != 2:
-        raise UserError("FSDP 1 flattens weights, step checkpoints need them by name", where=where, cure="Use fsdp2")
+    if kind == "FSDP":
+        _refuse_fsdp(fsdp, where)
     if kind in ("FSDP", "DEEPSPEED") and beside:
         raise UserError(
             f"{kind} shards one network, and this method trains a {beside[0]} network beside the policy",
@@ -59,25 +60,66 @@ def refuse_unsupported(kind: str, fsdp_version: int, trained: Iterable[str]) -> 
         )  # fmt: skip
 
 
+def _refuse_fsdp(fsdp: Mapping[str, Any], where: str) -> None:
+    if int(fsdp.get("fsdp_version", 1)) != 2:
+        raise UserError("FSDP 1 flattens weights, step checkpoints need them by name", where=where, cure="Use fsdp2")
+    if _says_yes(fsdp.get("fsdp_activation_checkpointing")):
+        raise UserError(
+            "fsdp_activation_checkpointing gives weights other names than checkpoints have", where=where,
+            cure="Leave it out and set update.gradient_checkpointing: true",
+        )  # fmt: skip
+    if _says_yes(fsdp.get("fsdp_offload_params")):
+        raise UserError(
+            "fsdp_offload_params keeps weights off the device that the update computes on", where=where,
+            cure="Leave it out; update.max_tokens_per_microbatch and update.gradient_checkpointing take less memory",
+        )  # fmt: skip
+
+
+def _says_yes(value: Any) -> bool:
+    """A config says true, or quotes it."""
+    return str(value).lower() == "true"
+
+
 def refuse_this(accelerator: Accelerator, trained: Iterable[str]) -> None:
     """The same, of the processes that were started; a command of the user's own has no config that could be read."""
     check_asked()
     if on_zero(accelerator):
-        refuse_unsupported("DEEPSPEED", 0, trained)
+        refuse_unsupported("DEEPSPEED", {}, trained)
         return
-    version = accelerator.state.fsdp_plugin.fsdp_version if sharded(accelerator) else 0
-    refuse_unsupported(accelerator.distributed_type.value, version, trained)
+    fsdp = _asked_of_fsdp(accelerator.state.fsdp_plugin) if sharded(accelerator) else {}
+    refuse_unsupported(accelerator.distributed_type.value, fsdp, trained)
+
+
+def _asked_of_fsdp(plugin: FullyShardedDataParallelPlugin) -> dict[str, Any]:
+    """The plugin as the section of a config that makes it."""
+    return {
+        "fsdp_version": plugin.fsdp_version,
+        "fsdp_activation_checkpointing": plugin.activation_checkpointing,
+        "fsdp_offload_params": isinstance(plugin.cpu_offload, CPUOffloadPolicy),
+    }
 
 
 def make_accelerator(bf16: bool) -> Accelerator:
     """accelerate, as its config file in the environment says."""
     AcceleratorState._reset_state()  # one process trains many rounds, and phases may differ in precision
     accelerator = Accelerator(mixed_precision="bf16" if bf16 else "no")
+    accelerator.gradient_accumulation_steps = 1  # the environment's would divide every loss; the rows' weights do that
     asked = os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true"
     if asked and accelerator.distributed_type == DistributedType.MULTI_CPU:  # it drops FSDP on CPU without a word
         accelerator.state.distributed_type = DistributedType.FSDP
         accelerator.state.fsdp_plugin = FullyShardedDataParallelPlugin()
+    leave_precision_to_autocast(accelerator)
     return accelerator
+
+
+def leave_precision_to_autocast(accelerator: Accelerator) -> None:
+    """Under bf16 accelerate tells FSDP2 to gather weights, sum gradients and hand on outputs in bfloat16 (on a GPU).
+
+    Without a policy autocast casts, as in one process and as measured on CPU, and sums are float32.
+    """
+    plugin = getattr(accelerator.state, "fsdp_plugin", None)
+    if plugin is not None:
+        plugin.mixed_precision_policy = None
 
 
 def on_zero(accelerator: Accelerator) -> bool:
@@ -188,10 +230,14 @@ def laid_like(weight: Tensor, value: Tensor) -> Tensor:
 
 
 def whole_state(model: torch.nn.Module, *, keep: bool = True) -> dict[str, Tensor] | None:
-    """What save_pretrained is to write in place of the model's own tensors; None where those are whole."""
+    """What save_pretrained is to write in place of the model's own tensors; None where those are whole.
+
+    Of a model with an adapter what is trained: its base stays where it came from.
+    """
     weights = dict(model.named_parameters(remove_duplicate=False))
     if not any(isinstance(weight, DTensor) or is_zero3_weight(weight) for weight in weights.values()):
         return None
-    full = {id(weight): whole(weight, keep=keep) for weight in model.parameters()}  # tied weights stay one tensor
+    written = [weight for weight in model.parameters() if weight.requires_grad or not hasattr(model, "peft_config")]
+    full = {id(weight): whole(weight, keep=keep) for weight in written}  # tied weights stay one tensor
     others = {name: value for name, value in model.state_dict().items() if name not in weights}
-    return {name: full[id(weight)] for name, weight in weights.items()} | others
+    return {name: full[id(weight)] for name, weight in weights.items() if id(weight) in full} | others

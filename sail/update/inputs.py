@@ -11,7 +11,7 @@ from sail.policy.autoencoder import SaeSource
 from sail.policy.loading import Checkpoint
 from sail.update.items import RouteInput
 
-VERSION = 3
+VERSION = 4
 
 
 @dataclass(frozen=True)

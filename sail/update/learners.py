@@ -38,6 +38,8 @@ def make_learners(inputs: UpdateInputs) -> dict[str, Learner]:
     learners = {"policy": Learner(policy, make_optimizer(policy, settings), settings.max_grad_norm)}
     if inputs.components.value is not None:
         value = value_model_of(inputs.start, inputs.components.value.per).train()
+        if settings.gradient_checkpointing:
+            value.backbone.gradient_checkpointing_enable()
         own = settings.replace(learning_rate=inputs.components.value.learning_rate, optimizer="adamw")
         learners["value"] = Learner(value, make_optimizer(value, own), inputs.components.value.max_grad_norm)
     return learners

@@ -23,7 +23,7 @@ from sail.policy.logprobs import microbatches, token_logps
 from sail.policy.rows import Row, split_by_tokens
 from sail.policy.value import Per, value_model_of
 
-VERSION = 1
+VERSION = 2
 
 
 @dataclass(frozen=True, slots=True)

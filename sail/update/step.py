@@ -15,7 +15,7 @@ from sail.core.run_settings import UpdateSettings
 from sail.objectives.baseline import RunningMean
 from sail.objectives.responses import Tokens
 from sail.policy.logprobs import microbatches
-from sail.policy.rows import Row
+from sail.policy.rows import Row, padded_microbatches
 from sail.policy.token_statistics import TokenStatistics
 from sail.update.distributed import Share, dealt, gathered, sum_gradients
 from sail.update.features import policy_outputs
@@ -112,7 +112,8 @@ def train_step(
         statistic = statistics.get(name)
         facts = StepFacts(baselines.get(name, 0.0), None if statistic is None else statistic.value)
         rows = [[side.row for side in item.sides] for item in items]
-        cut = partial(_cut, learners["policy"].model, rows, settings.max_tokens_per_microbatch)
+        model = None if objectives[name].loss.critic is not None else learners["policy"].model
+        cut = partial(_cut, model, rows, settings.max_tokens_per_microbatch)
         for share in dealt(accelerator, [sum(row.num_tokens for row in group) for group in rows], cut):
             _accumulate(accelerator, learners, batch, name, share, objectives[name], facts, totals)
     totals = merged(gathered(accelerator, totals))
@@ -138,8 +139,12 @@ def drop_gradients(learners: Mapping[str, Learner]) -> None:
         learner.optimizer.zero_grad(set_to_none=True)
 
 
-def _cut(model: torch.nn.Module, rows: Sequence[Sequence[Row]], budget: int, chosen: Sequence[int]) -> list[list[int]]:
-    return microbatches(model, [rows[index] for index in chosen], budget)
+def _cut(
+    model: torch.nn.Module | None, rows: Sequence[Sequence[Row]], budget: int, chosen: Sequence[int]
+) -> list[list[int]]:
+    """model None: a value network reads the same rows, and pads them."""
+    hand = [rows[index] for index in chosen]
+    return padded_microbatches(hand, budget) if model is None else microbatches(model, hand, budget)
 
 
 def _accumulate(

@@ -2,6 +2,7 @@
 
 import os
 import sys
+from datetime import timedelta
 from pathlib import Path
 
 import torch
@@ -15,11 +16,16 @@ from sail.update.scoring import score
 from sail.update.stage import train
 from sail.update.zero import take_over, zero_stage
 
+# NCCL would end the others after ten minutes while the first process writes a large checkpoint, or reads its optimizer.
+# Nobody waits that long for a process that died: who started the group ends it.
+PATIENCE = timedelta(hours=6)
+
 
 def run_job(job: Job) -> None:
     """Train or score as one of the processes; the first of them answers the driver."""
     take_over()
-    state = PartialState(cpu=not torch.cuda.is_available())  # left to guess, it sees one process on CPU
+    # left to guess, it sees one process on CPU
+    state = PartialState(cpu=not torch.cuda.is_available(), timeout=PATIENCE)
     say = _say if state.is_main_process else lambda text: None
     try:
         _check(job, state)

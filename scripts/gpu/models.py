@@ -13,6 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from sail.objectives import LOSSES, Responses
 from sail.policy.compiling import compile_blocks
+from sail.policy.loading import own_attention
 from sail.policy.logprobs import full_logits_logps, sequence_logps
 from sail.policy.rows import Row
 from scripts.gpu.findings import Surroundings, at_most, figure, missing, relative_error, surroundings
@@ -35,7 +36,8 @@ def make_model(here: Surroundings, kind: str) -> Any:
         "eos_token_id": 2,
     }  # fmt: skip
     config = AutoConfig.for_model(kind, **sizes, **KINDS[kind])
-    return AutoModelForCausalLM.from_config(config, dtype=torch.float32).to(here.device).train()
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation=own_attention(config))
+    return model.to(here.device).train()
 
 
 def make_rows(here: Surroundings, vocab: int) -> list[Row]:

@@ -65,6 +65,9 @@ def test_a_launch_that_cannot_work_is_refused(launch: dict[str, Any], told: str,
 @pytest.mark.parametrize(("config", "told"), [
     ("distributed_type: MEGATRON_LM", "MEGATRON_LM is not built"),
     ("{distributed_type: FSDP, fsdp_config: {fsdp_version: 1}}", "FSDP 1 flattens weights"),
+    ("{distributed_type: FSDP, fsdp_config: {fsdp_version: 2, fsdp_activation_checkpointing: true}}",
+     "set update.gradient_checkpointing: true"),
+    ("{distributed_type: FSDP, fsdp_config: {fsdp_version: 2, fsdp_offload_params: 'true'}}", "fsdp_offload_params"),
 ])  # fmt: skip
 def test_a_config_of_another_kind_is_refused_with_the_reason(config: str, told: str, tmp_path: Path) -> None:
     path = tmp_path / "accelerate.yaml"

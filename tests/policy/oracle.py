@@ -9,6 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
 from sail.policy.fused_head import TILE
+from sail.policy.loading import own_attention
 from sail.policy.logprobs import sequence_logps
 from sail.policy.rows import Row
 
@@ -33,7 +34,8 @@ def tiny_model(kind: str, **settings: Any) -> Any:
     torch.manual_seed(3)
     config = AutoConfig.for_model(kind, **{**SIZES, **SETTINGS.get(kind, {}), **settings})
     config._experts_implementation = "eager"  # the default one of mixtures takes no float64
-    return AutoModelForCausalLM.from_config(config, dtype=torch.float32).train()
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation=own_attention(config))
+    return model.train()
 
 
 def tiny_encoder_decoder(kind: str, **settings: Any) -> Any:

@@ -1,9 +1,13 @@
 """Which architecture takes which shortcut, and that each one gives the plain forward's values and gradients."""
 
+from typing import Any
+
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from sail.policy.architectures import fused_head_of, takes_trees
+from sail.policy.logprobs import sequence_logps
 from sail.policy.trees import TREE_ATTENTION, tree_rows
 from tests.policy.oracle import assert_equals_oracle, tiny_model
 from tests.policy.row_patterns import PATTERNS
@@ -34,6 +38,30 @@ def test_an_unknown_architecture_gives_full_logits_and_says_so_once(caplog: pyte
     assert_equals_oracle(model, PATTERNS["a pair"])
     told = [record.message for record in caplog.records if record.message.startswith("opt")]
     assert sum("full logits" in message for message in told) == 1
+
+
+class ExpertProducts(TorchDispatchMode):
+    """The dtypes in which matrices of the experts' width, or twice that, are multiplied."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.width, self.dtypes = width, set[torch.dtype]()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        tensors = [each for each in args if isinstance(each, torch.Tensor) and each.ndim > 1]
+        if "mm" in str(func) and any({self.width, 2 * self.width} & set(each.shape) for each in tensors):
+            self.dtypes |= {each.dtype for each in tensors}
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("kind", ["mixtral", "qwen3_moe"])
+def test_experts_are_multiplied_in_bfloat16_under_autocast(kind: str) -> None:
+    width = 36
+    model = tiny_model(kind, intermediate_size=width, moe_intermediate_size=width)
+    model.set_experts_implementation("grouped_mm")  # as it is loaded
+    with torch.autocast("cpu", torch.bfloat16), ExpertProducts(width) as products:
+        sequence_logps(model, PATTERNS["a pair"]).sum().backward()
+    assert products.dtypes == {torch.bfloat16}
 
 
 def test_a_model_that_drops_the_trees_on_the_way_is_stopped_not_wrong() -> None:

@@ -10,6 +10,7 @@ from sail.core.records import ResponseLogps
 from sail.core.store import Workspace
 from sail.policy.scoring import score_here
 from sail.update.stage import train
+from sail.update.worker import PATIENCE
 from tests.update.desks import (
     CASES,
     SPREAD,
@@ -106,6 +107,11 @@ def test_the_carried_optimizer_is_that_of_one_process(layout: str, desks, alone)
     for index, slots in one.items():
         for name, value in slots.items():
             torch.testing.assert_close(value, other[index][name], rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_processes_wait_for_hours_while_one_writes(layout: str, desks) -> None:
+    assert f"waits for {PATIENCE}" in desks[layout].log and PATIENCE.total_seconds() > 3600
 
 
 def test_fewer_processes_than_asked_for_are_refused(desks) -> None:

@@ -1,11 +1,13 @@
 """Single responses, groups and a value network in the update, on rows made by the project's own stages."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from torch.nn.modules.module import register_module_forward_pre_hook
 
 from sail.core.artifacts import Artifact
 from sail.core.records import ScoredGroup
@@ -14,8 +16,9 @@ from sail.core.store import Recipe, Store, Workspace
 from sail.labeling.evidence import ScoreEvidence
 from sail.labeling.ratings import RatingOptions, ScoredRatings
 from sail.labeling.rows import RowOptions, response_rows
+from sail.policy.rows import Row
 from sail.policy.scoring import score_logps
-from sail.policy.value import load_value_model
+from sail.policy.value import ValueModel, load_value_model
 from sail.update.inputs import UpdateInputs
 from sail.update.items import RouteInput, RowSource
 from sail.update.stage import update
@@ -87,6 +90,25 @@ def test_a_value_network_learns_the_scores_beside_the_policy(world: World) -> No
     losses = [step["value/loss"] for step in steps(made)]
     assert losses[0] > 0.2 and losses[-1] < 0.5 * losses[0]
     assert (made.path / "components/value/value_head.safetensors").exists()
+
+
+def test_microbatches_hold_what_a_value_network_pads_to_and_checkpoints(world: World) -> None:
+    seen: list[int] = []
+
+    def look(module: torch.nn.Module, args: tuple[Sequence[Row]]) -> None:
+        if isinstance(module, ValueModel):
+            assert module.backbone.is_gradient_checkpointing
+            seen.append(len(args[0]) * max(row.num_tokens for row in args[0]))
+
+    still = ComponentSettings(value=ValueSettings(per="token", learning_rate=1e-4))
+    inputs = replace(dro(world, steps=3, train_batch_size=12), components=still)
+    levers = inputs.settings.replace(max_tokens_per_microbatch=24, gradient_checkpointing=True)
+    hook = register_module_forward_pre_hook(look)
+    cut = update(Store(world.root / "cut-value"), replace(inputs, settings=levers))
+    hook.remove()
+    assert len(seen) > 3 and max(seen) <= 24
+    for one, two in zip(steps(cut), steps(update(world.store, inputs)), strict=True):
+        assert one == pytest.approx(two, rel=1e-4, abs=1e-5)
 
 
 def test_the_value_network_goes_on_where_the_round_before_left_it(world: World) -> None:
