@@ -12,9 +12,7 @@ from loops.run_folder import ABLATION, PLAN, RECORD, STORE, RunFolder
 from sail.core.artifacts import Artifact
 from sail.core.atomic import sync_folder, tree_files
 from sail.core.errors import UserError
-from sail.core.store import Store
-
-_PARTIAL, _GOING = ".partial", ".pruned"
+from sail.core.store import GOING, PARTIAL, Store
 
 
 def verify_run(path: Path, console: Console) -> bool:
@@ -44,7 +42,7 @@ def prune_root(root: Path, console: Console, *, dry: bool) -> None:
     kept = {id for run in runs for id in wanted(run, store)}
     count, freed = 0, 0
     for folder in _entries(store):
-        if folder.name.removesuffix(_PARTIAL) in kept:
+        if folder.name.removesuffix(PARTIAL) in kept:
             continue
         taken = sum(file.stat().st_size for file in tree_files(folder))
         if dry:
@@ -90,11 +88,11 @@ def _entries(store: Store) -> list[Path]:
 
 def _removed(folder: Path, store: Store) -> bool:
     """Gone at once or not at all: renamed first, so that a kill leaves no artifact with half its files."""
-    id = folder.name.removesuffix(_PARTIAL).removesuffix(_GOING)
+    id = folder.name.removesuffix(PARTIAL).removesuffix(GOING)
     with store.locked(id) as free:
         if not free:
             return False
-        going = folder.with_name(f"{id}{_GOING}")
+        going = folder.with_name(f"{id}{GOING}")
         if going != folder:
             shutil.rmtree(going, ignore_errors=True)
             os.rename(folder, going)

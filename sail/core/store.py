@@ -19,7 +19,7 @@ from sail.core.tables import read_table, write_table
 
 _SCRATCH, _SCRATCH_GOING = "scratch", ".scratch.tmp"
 _NO_RESULTS = (MANIFEST, _SCRATCH, _SCRATCH_GOING)
-PARTIAL = ".partial"
+PARTIAL, GOING = ".partial", ".pruned"  # of folders beside artifacts: half built, to be removed
 _R = TypeVar("_R")
 
 
@@ -117,6 +117,7 @@ class Store:
         partial = artifact.path.with_name(f"{artifact.id}{PARTIAL}")
         partial.mkdir(parents=True, exist_ok=True)
         say = lambda text: self.on_event(StageEvent("note", artifact, text))  # noqa: E731
+        self._set_aside(artifact, say)
         if _is_whole(partial):
             say("resuming at its commit")
         else:
@@ -124,6 +125,15 @@ class Store:
         _drop_scratch(partial)
         os.rename(partial, artifact.path)
         atomic.sync_folder(self.root)
+
+    def _set_aside(self, artifact: Artifact, say: Callable[[str], None]) -> None:
+        """A folder of this name without a manifest, such as half a copy: `sail prune` removes it."""
+        if artifact.path.exists():
+            aside = artifact.path.with_name(f"{artifact.id}{GOING}")
+            shutil.rmtree(aside, ignore_errors=True)
+            os.rename(artifact.path, aside)
+            atomic.sync_folder(self.root)
+            say(f"starting over: what was there had no manifest, it is now {aside.name}")
 
     def _finish(self, recipe: Recipe, partial: Path, run: Build, say: Callable[[str], None]) -> None:
         """Run the stage, flush what it wrote and describe it in the manifest; scratch stays until that is there."""

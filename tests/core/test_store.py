@@ -138,6 +138,17 @@ def test_the_manifest_hashes_every_file_and_holds_no_clock(tmp_path: Path) -> No
     assert one.damaged_files() == ["logps.parquet"]
 
 
+def test_a_folder_that_lost_its_manifest_is_set_aside_and_made_anew(tmp_path: Path) -> None:
+    events: list[StageEvent] = []
+    store = Store(tmp_path, events.append)
+    for _ in range(2):  # what was set aside before gives way
+        (store.build(recipe(), write_rows).path / MANIFEST).unlink()
+    again = store.build(recipe(), write_rows)
+    assert again.committed and again.damaged_files() == []
+    assert (tmp_path / f"{again.id}.pruned" / "logps.parquet").exists()
+    assert [event.text for event in events if "no manifest" in event.text]
+
+
 def hold_lock(root: Path, started: Any, release: Any) -> None:
     def run(workspace: Workspace) -> dict[str, int]:
         started.set()
