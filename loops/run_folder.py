@@ -3,9 +3,8 @@
 import json
 import os
 import platform
-import shutil
 import subprocess
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -58,9 +57,10 @@ class RunFolder:
             )  # fmt: skip
 
     def new_attempt(self) -> Path:
-        """The log folder of this attempt."""
+        """The log folder of this attempt: numbered on from the last, whatever was removed before it."""
         logs = self.path / "logs"
-        folder = logs / f"attempt-{len(list(logs.glob('attempt-*'))) + 1}"
+        numbers = [name.removeprefix("attempt-") for name in (path.name for path in logs.glob("attempt-*"))]
+        folder = logs / f"attempt-{max((int(number) for number in numbers if number.isdecimal()), default=0) + 1}"
         folder.mkdir(parents=True)
         return folder
 
@@ -76,8 +76,7 @@ class RunFolder:
         """Link the artifacts of the rounds so far and write run.json and metrics.jsonl anew."""
         for record in records:
             self._link(record)
-        if finished:
-            self._unlink_others(records)
+        self._unlink_others(records, finished=finished)
         lines = "".join(json.dumps(line) + "\n" for line in metric_lines(records))
         atomic.write_bytes(self.path / "metrics.jsonl", lines.encode())
         atomic.write_json(self.path / RECORD, {
@@ -92,12 +91,16 @@ class RunFolder:
             ],
         })  # fmt: skip
 
-    def _unlink_others(self, records: Sequence[RoundRecord]) -> None:
-        """Rounds that an earlier form of this run had; their artifacts stay in the store."""
-        kept = {_round_name(record) for record in records}
+    def _unlink_others(self, records: Sequence[RoundRecord], *, finished: bool) -> None:
+        """Links that an earlier form of this run had and these rounds have not; their artifacts stay in the store.
+
+        Rounds that are not recorded keep theirs until the run is finished. What else lies there is the user's.
+        """
+        named = {_round_name(record): set(record.artifacts) for record in records}
         for folder in (self.path / "rounds").glob("*"):
-            if folder.name not in kept:
-                shutil.rmtree(folder)
+            ours = folder.name == "start" or folder.name.isdecimal()
+            if ours and folder.is_dir() and (finished or folder.name in named):
+                _unlink_others_in(folder, named.get(folder.name, set()))
 
     def _link(self, record: RoundRecord) -> None:
         folder = self.path / "rounds" / _round_name(record)
@@ -111,6 +114,16 @@ class RunFolder:
             temporary.unlink(missing_ok=True)
             temporary.symlink_to(target)
             os.replace(temporary, link)
+
+
+def _unlink_others_in(folder: Path, named: Collection[str]) -> None:
+    """The folder of a round, its links into the store but the named ones, and folders that are empty then."""
+    for link in [path for path in folder.rglob("*") if path.is_symlink()]:
+        if str(link.relative_to(folder)) not in named and Path(os.readlink(link)).parent.name == STORE:
+            link.unlink()
+    for inner in [*(path for path in folder.glob("*") if path.is_dir() and not path.is_symlink()), folder]:
+        if not any(inner.iterdir()):
+            inner.rmdir()
 
 
 def _round_name(record: RoundRecord) -> str:
