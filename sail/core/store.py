@@ -158,7 +158,7 @@ class Store:
 
     @contextmanager
     def locked(self, id: str) -> Iterator[bool]:
-        """Hold the lock of an artifact, or learn that another process does (False)."""
+        """Hold the lock of an artifact (or of a run's folder), or learn that another process does (False)."""
         locks = self.root / "locks"
         locks.mkdir(parents=True, exist_ok=True)
         with (locks / f"{id}.lock").open("a") as file:
