@@ -48,6 +48,17 @@ class RunFolder:
         ids: list[str] = json.loads(plan.read_text())["artifacts"] if plan.exists() else []
         return ids
 
+    def promised(self) -> set[str]:
+        """Ids of what the run has made: all that its rounds name, and all it planned where it went to its end.
+
+        One that an alarm stopped is finished and has less than it planned.
+        """
+        record = self.path / RECORD
+        told: dict[str, Any] = json.loads(record.read_text()) if record.exists() else {"finished": False, "rounds": []}
+        named = {id for entry in told["rounds"] for id in entry["artifacts"].values()}
+        planned = self.planned()
+        return named | set(planned) if told["finished"] and planned and planned[-1] in named else named
+
     def check_owner(self, config: Config) -> None:
         """Two configs of one name would take turns in this folder: refused while both are there."""
         record = next((path for name in (PLAN, ABLATION) if (path := self.path / name).exists()), None)
