@@ -5,7 +5,7 @@ done is skipped; an arm that fails is told of, and the others go on.
 """
 
 import traceback
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import yaml
@@ -42,6 +42,11 @@ def ablate(ablation: Ablation, folder: AblationFolder, console: Console) -> bool
     for run in ablation.runs:
         check_engines(plans[run.name], run.settings)
     console.print(sharing(list(plans.values())), highlight=False)
+    with RunFolder(folder.path).locked():
+        return _carry_out(ablation, folder, plans, console)
+
+
+def _carry_out(ablation: Ablation, folder: AblationFolder, plans: Mapping[str, PlanBuilder], console: Console) -> bool:
     runs = [Listed(run.name, run.arm, run.seed, list(plans[run.name].stages)[-1]) for run in ablation.runs]
     folder.write(ablation, runs)
     to_do = any(plan.new for plan in plans.values())
@@ -70,12 +75,13 @@ def _run_one(run: ArmRun, folder: RunFolder, engines: Engines, console: Console)
     """Why it failed, or None."""
     try:
         plan = make_plan(run.settings, folder)
-        if is_complete(plan, folder):
-            console.print("done already")
-        else:
+        with folder.locked():
+            if is_complete(plan, folder):
+                console.print("done already")
+                return None
             records, _ = carry_out(run.config, run.settings, folder, plan, console, engines)
-            if alarmed(records, run.settings):
-                return "stopped by an alarm (evaluation.stop_on_alarm); its report says which"
+        if alarmed(records, run.settings):
+            return "stopped by an alarm (evaluation.stop_on_alarm); its report says which"
     except _FAILURES as error:
         engines.close()  # whatever state they are in, the next run gets fresh ones
         reason = f"{type(error).__name__}: {error}".removeprefix("UserError: ")

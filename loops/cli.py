@@ -125,7 +125,7 @@ def show(run: RunArgument, id: Annotated[str, typer.Argument(help="a prompt, res
 
 @app.command()
 def verify(run: RunArgument) -> None:
-    """Compare every artifact of a run, or of an ablation's runs, with its manifest. Ends with 1 if one is damaged."""
+    """Compare every artifact of a run, or of an ablation's runs, with its manifest. Ends with 1 if one is amiss."""
     from loops.upkeep import verify_run
 
     if not verify_run(run.absolute(), console):

@@ -1,7 +1,7 @@
 """Looking into a run's folder: status, report, one id."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -34,12 +34,24 @@ def read_records(run: Path) -> list[RoundRecord]:
     if not path.exists():
         raise UserError(f"{str(run)!r} is no run", where="run", cure="Give a folder such as runs/quickstart")
     store = Store(RunFolder(run.absolute()).store_root)
-    return [
+    records = [
         RoundRecord(
             entry["round"], entry["phase"], {name: _artifact(store, id) for name, id in entry["artifacts"].items()}
         )
         for entry in json.loads(path.read_text())["rounds"]
     ]
+    _refuse_missing(records, run, store)
+    return records
+
+
+def _refuse_missing(records: Sequence[RoundRecord], run: Path, store: Store) -> None:
+    """A run that was copied without its store, or whose artifacts were removed by hand."""
+    gone = {one.id for record in records for one in record.artifacts.values() if not one.committed}
+    if gone:
+        raise UserError(
+            f"{len(gone)} of its artifacts are not in {str(store.root)!r}", where=str(run),
+            cure="Copy them there, or make them anew with the same `sail run`; `sail verify` names them",
+        )  # fmt: skip
 
 
 def _artifact(store: Store, id: str) -> Artifact:

@@ -58,8 +58,9 @@ def run(config: Config, settings: RunSettings, folder: RunFolder, console: Conso
         console.print(f"[yellow]warning[/] {escape(warning)}", highlight=False)
     plan = make_plan(settings, folder)
     check_engines(plan, settings)
-    complete = is_complete(plan, folder)
-    records, report = carry_out(config, settings, folder, plan, console)
+    with folder.locked():
+        complete = is_complete(plan, folder)
+        records, report = carry_out(config, settings, folder, plan, console)
     console.print(tables(rows(records)))
     stopped = alarmed(records, settings)
     if not stopped:
@@ -74,7 +75,6 @@ def carry_out(
 ) -> tuple[list[RoundRecord], Path]:  # fmt: skip
     """Make what the plan lacks; the rounds and the path of the report. engines: those of an ablation's runs."""
     _say_plan(plan, console)
-    folder.make()
     log_folder = folder.path / "logs" if is_complete(plan, folder) else folder.new_attempt()
     folder.write_settings(config, settings, plan.stages)
     if settings.cpu_threads is not None:

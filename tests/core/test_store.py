@@ -3,6 +3,9 @@
 import json
 import multiprocessing
 import os
+import shutil
+import signal
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +15,7 @@ from sail.core.artifacts import MANIFEST, Leaf, leaf
 from sail.core.errors import UserError
 from sail.core.records import ResponseLogps
 from sail.core.store import Recipe, StageEvent, Store, Workspace
+from tests.loops.zygote import SignalAt
 
 ROWS = [ResponseLogps("a", -1.5, 3), ResponseLogps("b", -2.25, 4)]
 
@@ -80,6 +84,51 @@ def test_scratch_and_temporary_files_are_gone_after_the_commit(tmp_path: Path) -
     assert sorted(path.name for path in artifact.path.iterdir()) == ["logps.parquet", MANIFEST]
 
 
+def train_and_die(root: Path, at: str) -> None:
+    def run(workspace: Workspace) -> dict[str, int]:
+        (workspace.scratch / "step-1").mkdir()
+        (workspace.scratch / "step-1" / "weights").write_text("trained")
+        return write_rows(workspace)
+
+    sys.addaudithook(SignalAt(at, signal.SIGKILL))
+    Store(root).build(recipe(), run)
+
+
+@pytest.mark.parametrize(
+    ("at", "again"),
+    [
+        ("open .*/logps.parquet r", True),  # flushing or hashing: minutes where models are large
+        ("os.rename .*/.manifest.json.tmp", True),
+        ("os.remove weights", False),
+        ("os.rename .*.partial .*", False),
+    ],
+)
+def test_a_commit_that_is_killed_goes_on_and_loses_no_step_checkpoint(at: str, again: bool, tmp_path: Path) -> None:
+    whole = Store(tmp_path / "whole").build(recipe(), write_rows)
+    process = multiprocessing.get_context("spawn").Process(target=train_and_die, args=(tmp_path, at))
+    process.start()
+    process.join(60)
+    assert process.exitcode == -signal.SIGKILL
+    found = []
+
+    def go_on(workspace: Workspace) -> dict[str, int]:
+        found.append((workspace.scratch / "step-1" / "weights").read_text())
+        return write_rows(workspace)
+
+    artifact = Store(tmp_path).build(recipe(), go_on)
+    assert found == (["trained"] if again else [])  # or all is there but the rename
+    assert {path.name: path.read_bytes() for path in artifact.path.iterdir()} == {
+        path.name: path.read_bytes() for path in whole.path.iterdir()
+    }
+
+
+def test_half_a_copy_of_a_folder_about_to_be_committed_is_not_taken_for_whole(tmp_path: Path) -> None:
+    whole = Store(tmp_path / "whole").build(recipe(), write_rows)
+    partial = shutil.copytree(whole.path, tmp_path / f"{whole.id}.partial")
+    os.truncate(partial / "logps.parquet", 100)
+    assert Store(tmp_path).build(recipe(), write_rows).damaged_files() == []
+
+
 def test_the_manifest_hashes_every_file_and_holds_no_clock(tmp_path: Path) -> None:
     one = Store(tmp_path / "one").build(recipe(), write_rows)
     two = Store(tmp_path / "two").build(recipe(), write_rows)
@@ -87,6 +136,17 @@ def test_the_manifest_hashes_every_file_and_holds_no_clock(tmp_path: Path) -> No
     assert one.damaged_files() == []
     (one.path / "logps.parquet").write_bytes(b"damaged")
     assert one.damaged_files() == ["logps.parquet"]
+
+
+def test_a_folder_that_lost_its_manifest_is_set_aside_and_made_anew(tmp_path: Path) -> None:
+    events: list[StageEvent] = []
+    store = Store(tmp_path, events.append)
+    for _ in range(2):  # what was set aside before gives way
+        (store.build(recipe(), write_rows).path / MANIFEST).unlink()
+    again = store.build(recipe(), write_rows)
+    assert again.committed and again.damaged_files() == []
+    assert (tmp_path / f"{again.id}.pruned" / "logps.parquet").exists()
+    assert [event.text for event in events if "no manifest" in event.text]
 
 
 def hold_lock(root: Path, started: Any, release: Any) -> None:

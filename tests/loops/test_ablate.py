@@ -1,5 +1,6 @@
 """`sail ablate`: every arm x seed an ordinary run, nothing computed twice, killed and resumed as a whole."""
 
+import fcntl
 import json
 import random
 import runpy
@@ -156,6 +157,16 @@ def test_a_second_time_there_is_nothing_to_do(uninterrupted: tuple[Path, Done], 
     (out / "results.json").unlink()
     assert sail.run("report", out, cwd=out.parent).returncode == 0
     assert (out / "results.json").read_bytes() == results
+
+
+def test_a_second_command_in_its_folder_is_told_of_the_first(
+    uninterrupted: tuple[Path, Done], ablation: Path, sail: Zygote
+) -> None:
+    out, _ = uninterrupted
+    with (store_of(out) / "locks" / f"run-{out.name}.lock").open() as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        second = sail.run("ablate", ablation, "--out", out, cwd=out.parent)
+    assert second.returncode == 2 and f"another process is running in '{out}'" in second.error
 
 
 def test_the_plan_says_what_will_be_made_and_writes_nothing(

@@ -259,6 +259,25 @@ def test_the_second_of_two_processes_on_one_artifact_is_told_so(testbed: Path, s
     assert third.returncode == 0 and third.announced[1] == {}
 
 
+def test_the_second_of_two_processes_in_one_folder_is_told_so(testbed: Path, sail: Zygote, tmp_path: Path) -> None:
+    """Another setting asks for other artifacts, so that no lock of theirs keeps the two apart."""
+    config, out = write_config(tmp_path / "c.yaml", small_config(testbed, evaluation=NO_EVALUATION)), tmp_path / "run"
+    first = sail.start("run", config, "--out", out, cwd=tmp_path, at=stop_at("os.rename .*/metrics.jsonl$"))
+    first.wait_until_stopped()
+    asked = (out / "config.yaml").read_bytes()
+
+    second = sail.run("run", config, "loss.beta=0.4", "--out", out, cwd=tmp_path)
+
+    assert second.returncode == 2
+    assert f"another process is running in '{out}'" in second.error and "Wait for it" in second.error
+    assert (out / "config.yaml").read_bytes() == asked
+    for looking in (["status", out], ["plan", config, "--out", out], ["verify", out]):
+        assert sail.run(*looking, cwd=tmp_path).returncode == 0
+    first.send(signal.SIGKILL, signal.SIGCONT)
+    assert first.wait().returncode == -signal.SIGKILL
+    assert sail.run("run", config, "--out", out, cwd=tmp_path).returncode == 0, "a dead process holds no lock"
+
+
 def test_a_process_that_comes_late_to_a_lock_takes_what_the_other_has_made(
     testbed: Path, sail: Zygote, tmp_path: Path
 ) -> None:

@@ -64,9 +64,9 @@ def kill_points(artifacts: list[Artifact]) -> Iterator[KillPoint]:
         inside = f"{artifact.id}.partial"
         for pattern in _IN_THE_MIDDLE[artifact.stage]:
             yield KillPoint(artifact, kill_at(pattern.replace(".*", f".*/{inside}.*")))
+        yield KillPoint(artifact, kill_at(f"os.rename .*/{inside}/.manifest.json.tmp"))
         if artifact.stage == "checkpoint":  # one file of the last step checkpoint is gone, the others are there
             yield KillPoint(artifact, kill_at("os.remove", nth=2, after=f"shutil.rmtree .*/{inside}/.scratch.tmp"))
-        yield KillPoint(artifact, kill_at(f"os.rename .*/{inside}/.manifest.json.tmp"))
         yield KillPoint(artifact, kill_at(f"os.rename .*/{inside} .*/{artifact.id}$"))
 
 

@@ -1,6 +1,7 @@
 """`sail verify` finds every changed byte; `sail prune` removes what no run needs, and nothing else."""
 
 import fcntl
+import json
 import os
 import shutil
 import signal
@@ -67,7 +68,7 @@ def test_one_changed_byte_or_a_missing_file_is_found_and_mended_by_the_same_comm
     assert f"damaged: {checkpoint.id}: model/model.safetensors" in done.out
     shutil.rmtree(checkpoint.path)
     after = sail.run("verify", out, cwd=out)
-    assert after.returncode == 0 and "1 not made yet" in after.out
+    assert after.returncode == 1 and f"missing: {checkpoint.id}" in after.out and "1 missing" in after.out
     assert sail.run("run", config, "--out", out, cwd=out).returncode == 0
     assert digests(store_of(out)) == whole
 
@@ -78,6 +79,41 @@ def test_what_no_link_shows_is_verified_too(out: Path, sail: Zygote) -> None:
     hidden = next(one for one in committed(store_of(out)).values() if one.stage == "logps" and one.id not in shown)
     (hidden.path / "logps.parquet").write_bytes(b"")
     assert sail.run("verify", out, cwd=out).returncode == 1
+
+
+def test_what_was_made_and_is_gone_is_missing_what_never_was_is_not(out: Path, sail: Zygote) -> None:
+    """An alarm ends a run before it has made all it planned."""
+    plan = json.loads((out / "plan.json").read_text())
+    (out / "plan.json").write_text(json.dumps(plan | {"artifacts": [*plan["artifacts"], "checkpoint-0123"]}))
+    stopped = sail.run("verify", out, cwd=out)
+    assert stopped.returncode == 0 and "0 damaged, 1 not made yet" in stopped.out
+    (out / "plan.json").write_text(json.dumps(plan))
+    shown = set(linked(out).values())
+    hidden = next(one for one in committed(store_of(out)).values() if one.stage == "logps" and one.id not in shown)
+    shutil.rmtree(hidden.path)
+    done = sail.run("verify", out, cwd=out)
+    assert done.returncode == 1 and f"missing: {hidden.id}" in done.out
+
+
+def test_a_manifest_that_cannot_be_read_is_damage(out: Path, sail: Zygote) -> None:
+    checkpoint = committed(store_of(out))[linked(out)["rounds/000/checkpoint"]]
+    os.truncate(checkpoint.path / "manifest.json", 100)
+    done = sail.run("verify", out, cwd=out)
+    assert done.returncode == 1 and f"damaged: {checkpoint.id}: manifest.json" in done.out
+    before = stamps(store_of(out))
+    for command in (["prune", out.parent], ["show", out, checkpoint.id]):
+        refused = sail.run(*command, cwd=out)
+        assert refused.returncode == 2 and f"manifest of {checkpoint.id} cannot be read" in refused.error
+    assert stamps(store_of(out)) == before
+
+
+def test_a_run_that_was_copied_without_its_store_is_told_so(out: Path, sail: Zygote, tmp_path: Path) -> None:
+    alone, id = copied(out, tmp_path / "elsewhere" / "small"), linked(out)["rounds/000/checkpoint"]
+    for command in (["status", alone], ["report", alone], ["show", alone, id]):
+        refused = sail.run(*command, cwd=tmp_path)
+        assert refused.returncode == 2 and "of its artifacts are not in" in refused.error
+    done = sail.run("verify", alone, cwd=tmp_path)
+    assert done.returncode == 1 and f"missing: {id}" in done.out and "0 artifacts verified" in done.out
 
 
 def test_a_folder_that_is_no_run_is_refused(out: Path, sail: Zygote) -> None:
@@ -115,6 +151,8 @@ def test_a_killed_run_keeps_its_half_built_work(testbed: Path, config: Path, sai
     (samples,) = [artifact for artifact in planned(config, [], out) if artifact.stage == "samples"]
     at = kill_at(f"os.rename .*/{samples.id}.partial/.*groups-00001.parquet")
     assert sail.run("run", config, cwd=tmp_path, at=at).returncode == -signal.SIGKILL
+    verified = sail.run("verify", out, cwd=tmp_path)
+    assert verified.returncode == 0 and "not made yet" in verified.out and "missing" not in verified.out
     stray = store_of(out) / "samples-0123.partial"
     stray.mkdir()
     before = stamps(store_of(out))
