@@ -118,7 +118,7 @@ def _merged(key: str, known: Any, value: Any) -> Any:
 def _merge_by_name(key: str, entries: list[Any], changes: Mapping[str, Any]) -> list[Any]:
     """Change entries of a list of named mappings: phases: {sail: {num_rounds: 2}}."""
     if not all(isinstance(entry, Mapping) for entry in entries):
-        raise UserError("its entries have no names to change them by", where=key, cure=f"Give all of it: {key}=[...]")
+        raise UserError("its entries have no names to change them by", where=key, cure="Give the whole list")
     names = [str(entry.get("name", index)) for index, entry in enumerate(entries)]
     for name, change in changes.items():
         if name not in names:
