@@ -36,8 +36,15 @@ from sail.serving.versions import installed_vllm
 class VllmEngine:
     """Samples token ids from token ids; every request carries the policy version as its cache salt."""
 
-    def __init__(self, settings: VllmSettings, log_folder: Path, lora: LoraSettings | None = None) -> None:
+    def __init__(
+        self,
+        settings: VllmSettings,
+        log_folder: Path,
+        lora: LoraSettings | None = None,
+        chat_template: Leaf | None = None,
+    ) -> None:
         self._settings, self._log_folder, self._lora = settings, log_folder, lora
+        self._chat_template = chat_template  # the run's file; samples are drawn by token ids, judges ask in words
         self._server: PolicyServer | None = None
         self._versions: dict[Path, str] = {}  # of the whole models seen
         self._policy: Checkpoint | None = None
@@ -59,7 +66,10 @@ class VllmEngine:
         if self._server is None:
             length = self._settings.max_model_len or context_length(policy)
             rank = self._lora.r if self._lora and self._settings.lora == "load" else None
-            self._server = PolicyServer(self._settings, self._log_folder, max_model_len=length, lora_rank=rank)
+            template = None if self._chat_template is None else self._chat_template.path
+            self._server = PolicyServer(
+                self._settings, self._log_folder, max_model_len=length, lora_rank=rank, chat_template=template
+            )
         if self._policy != policy or self._server.policy is None:
             self._policy = policy
             served, scorer = self._served(policy)

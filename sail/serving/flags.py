@@ -25,7 +25,7 @@ COLOCATED_MODULE = "sail.serving.colocated"
 WORKER_EXTENSION = "sail.serving.worker.WeightReloader"
 _OURS = frozenset({"model", "host", "port", "uds", "served-model-name", "worker-extension-cls", "logprobs-mode"}) | {
     "generation-config", "enable-lora", "max-lora-rank", "enable-sleep-mode", "weight-transfer-config", "runner",
-    "convert", "pooler-config",
+    "convert", "pooler-config", "chat-template",
 }  # fmt: skip
 _SAMPLING: dict[str, Any] = {
     "logprobs-mode": "processed_logprobs",
@@ -52,6 +52,7 @@ class LaunchPlan:
     lora_rank: int | None  # the largest of the adapters to come; None: none come
     seed: int
     scores: bool = False  # a classifier that scores conversations, not a policy that is sampled
+    chat_template: Path | None = None  # of those who ask it in words; None: that of the model it is started on
 
 
 def server_command(plan: LaunchPlan, settings: VllmSettings) -> list[str]:
@@ -83,6 +84,8 @@ def server_command(plan: LaunchPlan, settings: VllmSettings) -> list[str]:
             "kv-cache-memory-bytes": int(settings.kv_cache_gib * 2**30),
         }
     module, where = _listening(plan.base_url)
+    if plan.chat_template is not None and module == ENTRY_MODULE:  # colocated, nobody asks it in words
+        flags["chat-template"] = str(plan.chat_template.resolve())
     return [sys.executable, "-m", module, *_argv(where | flags), *_argv(_own_args(settings.args))]
 
 

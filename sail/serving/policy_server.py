@@ -41,6 +41,7 @@ class PolicyServer:
         max_model_len: int | None = None,
         lora_rank: int | None = None,
         seed: int = 0,
+        chat_template: Path | None = None,
     ) -> None:
         if settings.mode == "external" and not settings.server_urls:
             raise UserError("mode external has no server", where="vllm.server_urls", cure="List its URL there")
@@ -49,6 +50,7 @@ class PolicyServer:
         self._max_model_len = max_model_len
         self._lora_rank = lora_rank  # adapters are served up to this rank; None: whole models only
         self._seed = seed
+        self._chat_template = chat_template  # of those who ask a server of ours in words; None: the model's own
         self._asleep = False
         self.replicas: list[Replica] = []
         self.num_starts = 0
@@ -180,6 +182,7 @@ class PolicyServer:
             max_model_len=self._max_model_len,
             lora_rank=self._lora_rank,
             seed=self._seed,
+            chat_template=self._chat_template,
         )
         try:
             replica = Replica.of(server, self._settings, self._log_dir)

@@ -4,19 +4,22 @@ import json
 import math
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from sail.core.artifacts import Artifact, Leaf, leaf
 from sail.core.errors import UserError
 from sail.core.labeler_settings import JudgeLabeler
 from sail.core.records import ScoredGroup
 from sail.core.route_settings import HygieneSettings
 from sail.core.store import Store
 from sail.labeling.evidence import ScoreEvidence, VerdictEvidence
-from sail.labeling.labelers.judge import judge_scorer
+from sail.labeling.labelers.judge import PolicyEndpoint, judge_comparer, judge_scorer
 from sail.labeling.pairing_options import PairingOptions
 from sail.labeling.pairs import pair_responses
 from sail.labeling.scores import score_responses
+from sail.labeling.verdicts import compare_responses
 from sail.testbed.judge import GoldJudge, Json, chat_reply, tagged
 
 from .doubles import make_group
@@ -192,12 +195,32 @@ def test_letters_that_are_not_there_are_an_error_and_variants_are_added_up(store
         settings = judge_settings(server, use_logprobs=True, both_orders=False)
         (said,) = read_verdicts(compared(store, write_groups(store, groups), settings))
     assert said.p_a == pytest.approx(0.75, abs=1e-12)
-    with serving(lambda body: chat_reply("The", {"The": -0.1})) as server:
-        settings = judge_settings(server, use_logprobs=True, concurrency=1)
-        other = [make_group("book", GOOD, BAD)]
-        (said,) = read_verdicts(compared(store, write_groups(store, other), settings))
-    assert (said.verdict, said.p_a) == ("error", None)
-    assert "neither A nor B" in said.problem
+    rather_not = [{"The": -0.1}, {"The": math.log(0.91), "A": math.log(0.08), "B": math.log(0.01)}]
+    for number, elsewhere in enumerate(rather_not):
+        with serving(lambda body, tokens=elsewhere: chat_reply("The", tokens)) as server:
+            settings = judge_settings(server, use_logprobs=True, concurrency=1)
+            other = [make_group(f"book {number}", GOOD, BAD)]
+            (said,) = read_verdicts(compared(store, write_groups(store, other), settings))
+        assert (said.verdict, said.p_a) == ("error", None)
+        assert f"A and B have {0.09 * number:.2g} of the first token's probability" in said.problem
+
+
+def test_a_policy_that_judges_is_asked_in_the_runs_own_words(store: Store, tmp_path: Path) -> None:
+    """Its chat template and the template's switches are part of the question, so of the verdicts' key too."""
+    responses, turns = write_groups(store, GROUPS[:1]), tmp_path / "turns.jinja"
+    turns.write_text("{{ messages }}")
+    policy, switches = Leaf(tmp_path, "p0l1cy"), {"enable_thinking": False}
+    with serving(Recorder(SURE)) as server:
+
+        def judged(*told: Any) -> Artifact:
+            endpoint = PolicyEndpoint(policy, lambda: (server.url, "policy"), *told)
+            judge = judge_comparer("own", JudgeLabeler(url="policy"), endpoint)
+            return compare_responses(store, responses, judge, "all")
+
+        bare, templated, switched = judged(), judged(leaf(turns)), judged(None, switches)
+        asked = [body.get("chat_template_kwargs") for body in server.reply.asked]  # type: ignore[attr-defined]
+    assert asked == [None] * 12 + [switches] * 6
+    assert len({bare.key, templated.key, switched.key}) == 3
 
 
 def test_points_are_scores_and_a_missing_one_leaves_its_pairs_out(store: Store) -> None:

@@ -152,9 +152,18 @@ def test_args_are_passed_through_last():
     ]  # fmt: skip
 
 
-def test_args_sail_owns_are_refused():
-    with pytest.raises(UserError, match=r"vllm\.args: port cannot be passed through"):
-        server_command(plan(), VllmSettings(args={"port": 1}))
+@pytest.mark.parametrize("key", ["port", "chat_template"])
+def test_args_sail_owns_are_refused(key):
+    with pytest.raises(UserError, match=rf"vllm\.args: {key.replace('_', '-')} cannot be passed through"):
+        server_command(plan(), VllmSettings(args={key: 1}))
+
+
+def test_a_runs_chat_template_is_given_to_a_server_that_can_be_asked_in_words():
+    own = replace(plan(), chat_template=Path("/runs/turns.jinja"))
+    assert value(server_command(own, VllmSettings()), "--chat-template") == "/runs/turns.jinja"
+    assert "--chat-template" not in server_command(plan(), VllmSettings())
+    colocated = replace(own, base_url="unix:/tmp/sail-1/engine")
+    assert "--chat-template" not in server_command(colocated, VllmSettings(mode="colocate"))
 
 
 def test_without_vllm_the_message_says_what_to_install():

@@ -7,7 +7,7 @@ of "A" and "B" (OSP, 2405.14103). Single responses: 0..5 additive points (self-r
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,6 +19,7 @@ from sail.core.seeds import derive_seed
 from sail.core.store import Workspace
 from sail.labeling.answers import AnswerBook
 from sail.labeling.judge_questions import (
+    LEAST_MASS,
     Reading,
     UnreadableReplyError,
     answer_of,
@@ -42,6 +43,8 @@ class PolicyEndpoint(NamedTuple):
 
     policy: Keyed
     open: Callable[[], tuple[str, str]]  # its address and model name; starts it if need be
+    template: Keyed | None = None  # the run's chat template, which the server was given; None: the policy's own
+    template_kwargs: Mapping[str, Any] = {}
 
 
 def judge_scorer(name: str, settings: JudgeLabeler, endpoint: PolicyEndpoint | None = None) -> Labeler:
@@ -52,7 +55,7 @@ def judge_scorer(name: str, settings: JudgeLabeler, endpoint: PolicyEndpoint | N
         judge = _open(name, settings, template, source, endpoint, workspace)
         return judge.scores
 
-    return Labeler(name, source, _recipe(settings, template), open_judge)
+    return Labeler(name, source, _recipe(settings, template, endpoint), open_judge)
 
 
 def judge_comparer(name: str, settings: JudgeLabeler, endpoint: PolicyEndpoint | None = None) -> PairLabeler:
@@ -63,7 +66,7 @@ def judge_comparer(name: str, settings: JudgeLabeler, endpoint: PolicyEndpoint |
         judge = _open(name, settings, template, source, endpoint, workspace)
         return judge.compare
 
-    return PairLabeler(name, source, _recipe(settings, template), open_judge)
+    return PairLabeler(name, source, _recipe(settings, template, endpoint), open_judge)
 
 
 def _identity(name: str, settings: JudgeLabeler, endpoint: PolicyEndpoint | None) -> tuple[Keyed, str]:
@@ -75,9 +78,16 @@ def _identity(name: str, settings: JudgeLabeler, endpoint: PolicyEndpoint | None
     return endpoint.policy, template
 
 
-def _recipe(settings: JudgeLabeler, template: str) -> dict[str, Any]:
-    """What can change an answer; the template counts by its text."""
-    return settings.recipe() | {"template": content_hash(template)}
+def _recipe(settings: JudgeLabeler, template: str, endpoint: PolicyEndpoint | None = None) -> dict[str, Any]:
+    """What can change an answer; templates, the question's and the chat's, count by their text."""
+    recipe = settings.recipe() | {"template": content_hash(template)}
+    if settings.use_logprobs:
+        recipe["least_mass"] = LEAST_MASS
+    if endpoint is not None and endpoint.template is not None:
+        recipe["chat_template"] = endpoint.template.key
+    if endpoint is not None and endpoint.template_kwargs:
+        recipe["chat_template_kwargs"] = dict(endpoint.template_kwargs)
+    return recipe
 
 
 def _open(
@@ -90,7 +100,8 @@ def _open(
 ) -> "Judge":
     url, model = (settings.url, str(settings.model)) if endpoint is None else endpoint.open()
     chat = ChatEndpoint(url, _api_key(name, settings), settings.timeout_s, settings.max_retries, settings.concurrency)
-    return Judge(name, settings, template, source.key, chat, model, AnswerBook(workspace.path))
+    template_kwargs = {} if endpoint is None else endpoint.template_kwargs
+    return Judge(name, settings, template, source.key, chat, model, AnswerBook(workspace.path), template_kwargs)
 
 
 def _api_key(name: str, settings: JudgeLabeler) -> str | None:
@@ -116,6 +127,7 @@ class Judge:
     chat: ChatEndpoint
     model: str
     book: AnswerBook
+    template_kwargs: Mapping[str, Any] = field(default_factory=dict)  # of the chat template
     num_questions: int = 0
     num_errors: int = 0
 
@@ -150,6 +162,8 @@ class Judge:
 
     def _body(self, question: str, repeat: int) -> dict[str, Any]:
         body = request(self.settings, question)
+        if self.template_kwargs:
+            body["chat_template_kwargs"] = dict(self.template_kwargs)
         if self.settings.temperature > 0 or self.settings.use_logprobs:
             body["seed"] = derive_seed("judge", question, repeat) % _SEED_LIMIT
         return body
