@@ -64,7 +64,20 @@ def test_a_judge_that_follows_the_order_of_presentation_makes_ties_and_is_found_
         once = compared(store, responses, judge_settings(server, both_orders=False))
     assert {(v.verdict, v.p_a, v.forward, v.backward) for v in read_verdicts(both)} == {("tie", 0.5, "A", "B")}
     assert (both.result()["judge/first_share"], both.result()["judge/order_flips"]) == (1.0, 1.0)
-    assert {(v.verdict, v.p_a, v.backward) for v in read_verdicts(once)} == {("A", 1.0, "")}
+    either = {("A", 1.0, "A", ""), ("B", 0.0, "", "B")}
+    assert {(v.verdict, v.p_a, v.forward, v.backward) for v in read_verdicts(once)} <= either
+    assert once.result()["judge/first_share"] == 1.0
+
+
+def test_a_judge_that_is_asked_once_favours_no_place_in_the_list_of_responses(store: Store) -> None:
+    """It prefers what it sees first; whichever response is A, the same of the two is shown first."""
+    groups = [make_group(f"film {n}", f"the film was {n}", f"the book was {n}") for n in range(60)]
+    turned = [make_group(f"film {n}", f"the book was {n}", f"the film was {n}") for n in range(60)]
+    with serving(fixed(verdict("A"))) as server:
+        settings = judge_settings(server, both_orders=False)
+        one, other = (read_verdicts(compared(store, write_groups(store, way), settings)) for way in (groups, turned))
+    assert 18 <= sum(v.verdict == "A" for v in one) <= 42  # of 60 fair draws, within 3 deviations
+    assert [v.p_a for v in other] == [None if v.p_a is None else 1.0 - v.p_a for v in one]
 
 
 def slow(body: Json) -> tuple[int, bytes]:
@@ -194,7 +207,7 @@ def test_letters_that_are_not_there_are_an_error_and_variants_are_added_up(store
     with serving(lambda body: chat_reply("The", tokens)) as server:
         settings = judge_settings(server, use_logprobs=True, both_orders=False)
         (said,) = read_verdicts(compared(store, write_groups(store, groups), settings))
-    assert said.p_a == pytest.approx(0.75, abs=1e-12)
+    assert said.p_a == pytest.approx(0.75 if said.forward else 0.25, abs=1e-12)  # what was shown first has 3/4
     rather_not = [{"The": -0.1}, {"The": math.log(0.91), "A": math.log(0.08), "B": math.log(0.01)}]
     for number, elsewhere in enumerate(rather_not):
         with serving(lambda body, tokens=elsewhere: chat_reply("The", tokens)) as server:

@@ -1,7 +1,8 @@
 """A language model as a judge, behind any OpenAI-compatible endpoint (Zheng et al. 2306.05685).
 
-Pairs (OAIF, 2402.04792): p is the mean over both orders of presentation, from the answers or from the token log-probs
-of "A" and "B" (OSP, 2405.14103). Single responses: 0..5 additive points (self-rewarding, 2401.10020).
+Pairs (OAIF, 2402.04792): p is the mean over both orders of presentation, or of a drawn one, from the answers or from
+the token log-probs of "A" and "B" (OSP, 2405.14103). Single responses: 0..5 additive points (self-rewarding,
+2401.10020).
 """
 
 import math
@@ -15,7 +16,7 @@ from sail.core.artifacts import Keyed, Leaf
 from sail.core.errors import UserError
 from sail.core.labeler_settings import POLICY_URL, JudgeLabeler
 from sail.core.records import Comparison, Example, content_hash
-from sail.core.seeds import derive_seed
+from sail.core.seeds import derive_seed, uniform
 from sail.core.store import Workspace
 from sail.labeling.answers import AnswerBook
 from sail.labeling.judge_questions import (
@@ -81,6 +82,8 @@ def _identity(name: str, settings: JudgeLabeler, endpoint: PolicyEndpoint | None
 def _recipe(settings: JudgeLabeler, template: str, endpoint: PolicyEndpoint | None = None) -> dict[str, Any]:
     """What can change an answer; templates, the question's and the chat's, count by their text."""
     recipe = settings.recipe() | {"template": content_hash(template)}
+    if settings.question == "pairwise" and not settings.both_orders:
+        recipe["shown_first"] = "drawn"
     if settings.use_logprobs:
         recipe["least_mass"] = LEAST_MASS
     if endpoint is not None and endpoint.template is not None:
@@ -133,13 +136,21 @@ class Judge:
 
     def compare(self, comparisons: Sequence[Comparison]) -> list[PairAnswer]:
         """One answer per comparison. UserError once more than max_error_share of all questions have failed."""
-        orders = 2 if self.settings.both_orders else 1
-        questions = []
-        for pair in comparisons:
-            questions += [self._question(messages=pair.prompt, a=pair.a, b=pair.b)]
-            questions += [self._question(messages=pair.prompt, a=pair.b, b=pair.a)] * (orders - 1)
-        readings = self._ask(questions)
-        return [_pair_answer(readings[place : place + orders]) for place in range(0, len(readings), orders)]
+        shown = [self._orders(pair) for pair in comparisons]
+        sides = [
+            (pair.prompt, *((pair.a, pair.b) if a_first else (pair.b, pair.a)))
+            for pair, orders in zip(comparisons, shown, strict=True)
+            for a_first in orders
+        ]
+        readings = iter(self._ask([self._question(messages=chat, a=first, b=second) for chat, first, second in sides]))
+        return [_pair_answer({a_first: next(readings) for a_first in orders}) for orders in shown]
+
+    def _orders(self, pair: Comparison) -> tuple[bool, ...]:
+        """Whether A is shown first, of each question; of a single one a draw by the texts, whichever of them is A."""
+        if self.settings.both_orders:
+            return (True, False)
+        first, second = sorted((pair.a, pair.b))
+        return ((uniform("judge_side", first, second) < 0.5) == (pair.a == first),)
 
     def scores(self, examples: Sequence[Example]) -> list[float]:
         """Mean points of each response, nan for a counted error."""
@@ -205,10 +216,9 @@ class Judge:
             )  # fmt: skip
 
 
-def _pair_answer(readings: Sequence[Reading]) -> PairAnswer:
-    """Both orders as one: the second was asked with the responses in each other's place."""
-    forward, *rest = readings
-    backward = [turned(reading) for reading in rest]
-    both = combined([forward, *backward])
-    said = backward[0].verdict if backward else ""
-    return PairAnswer(both.verdict, both.value, forward.verdict, said, both.problem)
+def _pair_answer(readings: Mapping[bool, Reading]) -> PairAnswer:
+    """One or both orders as one answer, by whether A was shown first."""
+    of_a = {a_first: reading if a_first else turned(reading) for a_first, reading in readings.items()}
+    whole = combined([*of_a.values()])
+    said = {a_first: reading.verdict for a_first, reading in of_a.items()}
+    return PairAnswer(whole.verdict, whole.value, said.get(True, ""), said.get(False, ""), whole.problem)
