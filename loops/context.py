@@ -166,12 +166,15 @@ class Context:
             return None
         judge = policy or self.model
 
-        def serve() -> tuple[str, str]:
-            engine = self.engine("vllm")
-            assert isinstance(engine, VllmEngine), "the row of ENGINES"
-            return engine.endpoint(judge)
+        def engine() -> VllmEngine:
+            made = self.engine("vllm")
+            assert isinstance(made, VllmEngine), "the row of ENGINES"
+            return made
 
-        return PolicyEndpoint(judge, serve, self.template, self.settings.chat_template_kwargs)
+        return PolicyEndpoint(
+            judge, lambda: engine().endpoint(judge), self.template, self.settings.chat_template_kwargs,
+            lambda: engine().refuse_other_weights(),
+        )  # fmt: skip
 
     def _reward_origin(self, name: str, settings: RewardModelLabeler) -> RewardOrigin:
         vllm = settings.vllm

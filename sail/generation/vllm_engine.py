@@ -103,6 +103,11 @@ class VllmEngine:
         client = self._server.clients[0]
         return client.base_url, client.model
 
+    def refuse_other_weights(self) -> None:
+        """UserError where somebody else has given that server weights since `endpoint`."""
+        assert self._server is not None, "endpoint(policy) comes first"
+        self._server.clients[0].refuse_other_weights()
+
     def close(self) -> None:
         if self._server is not None:
             self._server.stop()

@@ -17,7 +17,7 @@ from sail.serving.completions import (
     ask_completions,
     request_body,
 )
-from sail.serving.dispatch import Dispatcher, Lane, Weights, weights_of
+from sail.serving.dispatch import Dispatcher, Lane, Weights, other_weights, weights_of
 from sail.serving.errors import ServerError
 from sail.serving.exchange import Exchange
 from sail.serving.scoring import ask_score
@@ -120,6 +120,11 @@ class ServerClient:
     def weights(self) -> Weights:
         """Which weights the whole model has now, and how often it has been given any."""
         return weights_of(self.collective_rpc("sail_state"))
+
+    def refuse_other_weights(self) -> None:
+        """UserError where somebody has given the server other weights than it `holds`, or the same again."""
+        if self.holds is not None and self.weights() != self.holds:
+            raise other_weights(self.base_url)
 
     @cached_property
     def model(self) -> str:

@@ -50,6 +50,14 @@ def weights_of(states: Sequence[Json]) -> Weights:
     return states[0]["version"], states[0]["num_changes"]
 
 
+def other_weights(base_url: str) -> UserError:
+    """What a run is told whose server somebody else has given weights."""
+    return UserError(
+        f"{base_url} was given other weights while this run sampled from it", where="vllm.server_urls",
+        cure="One run at a time may use a server: give each its own, and run the same command again",
+    )  # fmt: skip
+
+
 async def patiently(ask: Callable[[], Awaitable[Json]], max_retries: int) -> Json:
     """The answer to a question that may be asked again (a judge's changes nothing on the server); ServerError once it
     has failed 1 + max_retries times."""
@@ -117,11 +125,7 @@ class Lane(Generic[_Request, _Answer]):
         assert self.http is not None
         reply = await self.exchange.post(self.http, _RPC, {"method": "sail_state", "kwargs": {}})
         if weights_of(reply["results"]) != self.holds:
-            raise UserError(
-                f"{self.exchange.base_url} was given other weights while this run sampled from it",
-                where="vllm.server_urls",
-                cure="One run at a time may use a server: give each its own, and run the same command again",
-            )
+            raise other_weights(self.exchange.base_url)
 
 
 @dataclass(eq=False)

@@ -236,6 +236,27 @@ def test_a_policy_that_judges_is_asked_in_the_runs_own_words(store: Store, tmp_p
     assert len({bare.key, templated.key, switched.key}) == 3
 
 
+def test_no_answer_of_other_weights_than_the_policys_is_kept(store: Store, tmp_path: Path) -> None:
+    """The second shard was answered while somebody gave the server other weights."""
+    responses, looks = write_groups(store, [make_group(f"film {n}", GOOD, BAD) for n in range(70)]), []
+
+    def unchanged() -> None:
+        looks.append(len(server.reply.asked))  # type: ignore[attr-defined]
+        if len(looks) == 2:
+            raise UserError("it was given other weights", where="vllm.server_urls", cure="")
+
+    with serving(Recorder(SURE)) as server:
+        endpoint = PolicyEndpoint(Leaf(tmp_path, "p0l1cy"), lambda: (server.url, "policy"), unchanged=unchanged)
+        judge = judge_comparer("own", JudgeLabeler(url="policy"), endpoint)
+        with pytest.raises(UserError, match="other weights"):
+            compare_responses(store, responses, judge, "all")
+        (book,) = store.root.glob("*/answers.jsonl")
+        assert len(book.read_text().splitlines()) == 2 * judge.shard_size
+        artifact = compare_responses(store, responses, judge, "all")
+    assert looks == [128, 140, 152], "the first shard is not asked again, the second is"
+    assert artifact.result()["judge/error_share"] == 0.0
+
+
 def test_points_are_scores_and_a_missing_one_leaves_its_pairs_out(store: Store) -> None:
     judge = only_for("oslo", '{"reason": "fine", "score": 6}')
     points = lambda body: judge(body) if "oslo" in body["messages"][0]["content"] else SURE(body)  # noqa: E731

@@ -8,7 +8,7 @@ the token log-probs of "A" and "B" (OSP, 2405.14103). Single responses: 0..5 add
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,7 +18,7 @@ from sail.core.labeler_settings import POLICY_URL, JudgeLabeler
 from sail.core.records import Comparison, Example, content_hash
 from sail.core.seeds import derive_seed, uniform
 from sail.core.store import Workspace
-from sail.labeling.answers import AnswerBook
+from sail.labeling.answers import Answer, AnswerBook
 from sail.labeling.judge_questions import (
     LEAST_MASS,
     Reading,
@@ -46,6 +46,7 @@ class PolicyEndpoint(NamedTuple):
     open: Callable[[], tuple[str, str]]  # its address and model name; starts it if need be
     template: Keyed | None = None  # the run's chat template, which the server was given; None: the policy's own
     template_kwargs: Mapping[str, Any] = {}
+    unchanged: Callable[[], None] = lambda: None  # UserError where its server was given other weights since `open`
 
 
 def judge_scorer(name: str, settings: JudgeLabeler, endpoint: PolicyEndpoint | None = None) -> Labeler:
@@ -103,8 +104,7 @@ def _open(
 ) -> "Judge":
     url, model = (settings.url, str(settings.model)) if endpoint is None else endpoint.open()
     chat = ChatEndpoint(url, _api_key(name, settings), settings.timeout_s, settings.max_retries, settings.concurrency)
-    template_kwargs = {} if endpoint is None else endpoint.template_kwargs
-    return Judge(name, settings, template, source.key, chat, model, AnswerBook(workspace.path), template_kwargs)
+    return Judge(name, settings, template, source.key, chat, model, AnswerBook(workspace.path), endpoint)
 
 
 def _api_key(name: str, settings: JudgeLabeler) -> str | None:
@@ -130,7 +130,7 @@ class Judge:
     chat: ChatEndpoint
     model: str
     book: AnswerBook
-    template_kwargs: Mapping[str, Any] = field(default_factory=dict)  # of the chat template
+    endpoint: PolicyEndpoint | None = None
     num_questions: int = 0
     num_errors: int = 0
 
@@ -173,21 +173,30 @@ class Judge:
 
     def _body(self, question: str, repeat: int) -> dict[str, Any]:
         body = request(self.settings, question)
-        if self.template_kwargs:
-            body["chat_template_kwargs"] = dict(self.template_kwargs)
+        if self.endpoint is not None and self.endpoint.template_kwargs:
+            body["chat_template_kwargs"] = dict(self.endpoint.template_kwargs)
         if self.settings.temperature > 0 or self.settings.use_logprobs:
             body["seed"] = derive_seed("judge", question, repeat) % _SEED_LIMIT
         return body
 
     def _fill(self, bodies: Mapping[str, dict[str, Any]]) -> dict[str, str]:
-        """Ask what the book does not hold; question -> problem where no answer came, to be asked again next time."""
+        """Ask what the book does not hold; question -> problem where no answer came, to be asked again next time.
+
+        Answers enter the book as they come; a policy's once its server is seen to hold the weights they are to be of.
+        """
         failed, keys = {}, list(bodies)
+        held: dict[str, Answer] = {}
+        keep = self.book.put if self.endpoint is None else held.__setitem__
         for position, outcome in self.chat.ask_many([{"model": self.model, **body} for body in bodies.values()]):
             key = keys[position]
             try:
-                self.book.put(key, answer_of(self._reply(outcome)))
+                keep(key, answer_of(self._reply(outcome)))
             except (ServerError, UnreadableReplyError) as error:
                 failed[key] = str(error)
+        if self.endpoint is not None:
+            self.endpoint.unchanged()
+        for key, answer in held.items():
+            self.book.put(key, answer)
         return failed
 
     def _reply(self, outcome: Outcome) -> Mapping[str, Any]:
