@@ -31,5 +31,9 @@ class TransientError(ServerError):
     """One request failed in a way that may pass: a disconnect, a timeout, a 5xx, an aborted sample."""
 
 
+class SlowError(TransientError):
+    """No answer came in time: the server may have been asked for too much at once."""
+
+
 class OtherModelError(RequestRefusedError):
     """The server does not know the model we asked for: it was started again, or is another one."""

@@ -5,7 +5,7 @@ from typing import Any
 
 import httpx
 
-from sail.serving.errors import OtherModelError, RequestRefusedError, ServerError, TransientError
+from sail.serving.errors import OtherModelError, RequestRefusedError, ServerError, SlowError, TransientError
 
 _CONNECT_S = 5.0
 UNIX = "unix:"
@@ -17,7 +17,8 @@ Json = dict[str, Any]
 class Exchange:
     """One server's address (http://HOST:PORT or unix:PATH), and how it is talked to.
 
-    headers go with every request; through_proxy: whether the environment's proxies count.
+    timeout_setting: the setting that timeout_s comes from, named where it runs out. headers go with every request;
+    through_proxy: whether the environment's proxies count.
     """
 
     def __init__(
@@ -25,10 +26,12 @@ class Exchange:
         base_url: str,
         *,
         timeout_s: float,
+        timeout_setting: str = "timeout_s",
         headers: Mapping[str, str] | None = None,
         through_proxy: bool = False,
     ) -> None:
         self.base_url = base_url.rstrip("/")
+        self._too_slow = f"no answer within {timeout_s:g} s ({timeout_setting})"
         self._options: dict[str, Any] = {
             "timeout": httpx.Timeout(timeout_s, connect=_CONNECT_S),
             "headers": dict(headers or {}),
@@ -65,6 +68,8 @@ class Exchange:
         """The reply; TransientError for what may pass, ServerError for what will not."""
         try:
             reply = await http.post(f"{self._root}{path}", json=body)
+        except httpx.ReadTimeout:
+            raise SlowError(self._too_slow) from None
         except httpx.TransportError as error:
             raise TransientError(_named(error)) from None
         return _content(reply)
@@ -73,7 +78,8 @@ class Exchange:
         try:
             return self._http.request(method, f"{self._root}{path}", json=body)
         except httpx.TransportError as error:
-            raise ServerError(f"{self.base_url}{path}: {_named(error)}") from None
+            told = self._too_slow if isinstance(error, httpx.ReadTimeout) else _named(error)
+            raise ServerError(f"{self.base_url}{path}: {told}") from None
 
 
 def _content(reply: httpx.Response) -> Json:

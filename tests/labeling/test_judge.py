@@ -97,7 +97,7 @@ WRONG = {
     "nothing": (fixed(""), "no JSON"),
     "a crash": (lambda body: (500, b"out of memory"), "HTTP 500"),
     "a refusal": (lambda body: (400, b"context length exceeded"), "HTTP 400"),
-    "silence": (slow, "ReadTimeout"),
+    "silence": (slow, "no answer within 0.2 s (timeout_s)"),
 }
 
 

@@ -60,6 +60,52 @@ def test_retries_are_bounded(step):
         assert len(asked) == QUICK.max_retries + 1
 
 
+def test_a_server_that_is_too_slow_is_sent_half_as_many_at_once():
+    leaving, at_once, count = threading.Event(), [], threading.Lock()
+    hangs = [True] * QUICK.concurrency
+
+    def complete(_: dict) -> Reply:
+        if hangs and hangs.pop():
+            leaving.wait(30.0)
+            return None
+        with count:
+            at_once.append(at_once[-1] + 1 if at_once else 1)
+        time.sleep(0.05)
+        with count:
+            at_once.append(at_once[-1] - 1)
+        return 200, {"choices": [GOOD]}
+
+    requests = [CompletionRequest((1, 2, 3), n=1, seed=number, max_tokens=2) for number in range(20)]
+    with answering(complete, max_model_len=64) as (url, asked):
+        client = ServerClient(url, model=None, settings=QUICK)
+        try:
+            assert len(list(client.complete_many(requests))) == 20
+        finally:
+            leaving.set()
+    assert max(at_once) == QUICK.concurrency // 2
+    assert len(asked) == 20 + QUICK.concurrency
+
+
+def test_slow_is_not_called_dead():
+    with misbehaving(*["hang"] * 9) as (client, _):
+        hasty = ServerClient(client.base_url, model=None, settings=QUICK.replace(request_timeout_s=0.2, max_retries=1))
+        cure = r"no answer within 0\.2 s \(vllm\.request_timeout_s\).*raise vllm\.request_timeout_s, or lower"
+        with pytest.raises(ServerLostError, match=cure):
+            hasty.complete(REQUEST)
+
+
+def test_a_reload_has_the_time_of_a_start():
+    def reload(_: dict) -> Reply:
+        time.sleep(0.5)
+        return 200, {"results": [{"version": "a"}]}
+
+    with answering(reload, max_model_len=64) as (url, _):
+        client = ServerClient(url, model=None, settings=QUICK.replace(request_timeout_s=0.2))
+        assert client.collective_rpc("sail_reload") == [{"version": "a"}]
+        with pytest.raises(ServerError, match=r"no answer within 0\.2 s \(vllm\.request_timeout_s\)"):
+            client.collective_rpc("sail_state")
+
+
 def test_a_refusal_is_not_tried_again():
     with misbehaving(400) as (client, asked):
         with pytest.raises(ServerError, match="HTTP 400"):
