@@ -236,6 +236,24 @@ def test_a_policy_that_judges_is_asked_in_the_runs_own_words(store: Store, tmp_p
     assert len({bare.key, templated.key, switched.key}) == 3
 
 
+def test_a_proxy_of_the_environment_stands_before_strangers_and_not_before_the_runs_own_server(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """127.1 is this machine, by a name that is not known for it; nobody listens at the proxy."""
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
+    for name in ("NO_PROXY", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    responses, shares = write_groups(store, GROUPS[:1]), []
+    with serving(SURE) as server:
+        url = server.url.replace("127.0.0.1", "127.1")
+        stranger = judge_settings(server, url=url)
+        own = JudgeLabeler(url="policy", max_retries=0)
+        for settings, endpoint in ((stranger, None), (own, PolicyEndpoint(Leaf(tmp_path, "p"), lambda: (url, "m")))):
+            judged = compare_responses(store, responses, judge_comparer("judge", settings, endpoint), "all")
+            shares.append(judged.result()["judge/error_share"])
+    assert shares == [1.0, 0.0]
+
+
 def test_no_answer_of_other_weights_than_the_policys_is_kept(store: Store, tmp_path: Path) -> None:
     """The second shard was answered while somebody gave the server other weights."""
     responses, looks = write_groups(store, [make_group(f"film {n}", GOOD, BAD) for n in range(70)]), []

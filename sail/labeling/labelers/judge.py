@@ -103,7 +103,10 @@ def _open(
     workspace: Workspace,
 ) -> "Judge":
     url, model = (settings.url, str(settings.model)) if endpoint is None else endpoint.open()
-    chat = ChatEndpoint(url, _api_key(name, settings), settings.timeout_s, settings.max_retries, settings.concurrency)
+    chat = ChatEndpoint(
+        url, _api_key(name, settings), settings.timeout_s, settings.max_retries, settings.concurrency,
+        ours=endpoint is not None,
+    )  # fmt: skip
     return Judge(name, settings, template, source.key, chat, model, AnswerBook(workspace.path), endpoint)
 
 
