@@ -70,7 +70,7 @@ class VllmEngine:
             self._server = PolicyServer(
                 self._settings, self._log_folder, max_model_len=length, lora_rank=rank, chat_template=template
             )
-        if self._policy != policy or self._server.policy is None:
+        if self._policy != policy or self._server.policy is None or self._server.dead:
             self._policy = policy
             served, scorer = self._served(policy)
             self._server.serve(served)

@@ -24,7 +24,15 @@ import httpx
 
 from sail.core.errors import UserError
 from sail.core.run_settings import VllmSettings
-from sail.serving.errors import AbandonedError, OtherModelError, ServerError, ServerLostError, SlowError, TransientError
+from sail.serving.errors import (
+    AbandonedError,
+    DisconnectedError,
+    OtherModelError,
+    ServerError,
+    ServerLostError,
+    SlowError,
+    TransientError,
+)
 from sail.serving.exchange import Exchange, Json
 from sail.serving.streaming import Emit
 
@@ -62,13 +70,14 @@ def other_weights(base_url: str) -> UserError:
 
 async def patiently(ask: Callable[[], Awaitable[Json]], max_retries: int) -> Json:
     """The answer to a question that may be asked again (a judge's changes nothing on the server); ServerError once it
-    has failed 1 + max_retries times."""
+    has failed 1 + max_retries times, ServerLostError where nobody was reached at last."""
     for attempt in range(max_retries + 1):
         try:
             return await ask()
         except TransientError as error:
             if attempt == max_retries:
-                raise ServerError(f"failed {attempt + 1} times, at last with {error}") from None
+                kind = ServerLostError if isinstance(error, DisconnectedError) else ServerError
+                raise kind(f"failed {attempt + 1} times, at last with {error}") from None
         await asyncio.sleep(min(_FIRST_REST_S * 2**attempt, _LONGEST_REST_S))
     raise AssertionError("the last attempt returns or raises")
 

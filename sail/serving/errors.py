@@ -31,6 +31,10 @@ class TransientError(ServerError):
     """One request failed in a way that may pass: a disconnect, a timeout, a 5xx, an aborted sample."""
 
 
+class DisconnectedError(TransientError):
+    """The server was not reached, or left in the middle of an answer."""
+
+
 class SlowError(TransientError):
     """No answer came in time: the server may have been asked for too much at once."""
 

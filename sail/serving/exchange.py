@@ -5,7 +5,14 @@ from typing import Any
 
 import httpx
 
-from sail.serving.errors import OtherModelError, RequestRefusedError, ServerError, SlowError, TransientError
+from sail.serving.errors import (
+    DisconnectedError,
+    OtherModelError,
+    RequestRefusedError,
+    ServerError,
+    SlowError,
+    TransientError,
+)
 
 _CONNECT_S = 5.0
 UNIX = "unix:"
@@ -71,7 +78,7 @@ class Exchange:
         except httpx.ReadTimeout:
             raise SlowError(self._too_slow) from None
         except httpx.TransportError as error:
-            raise TransientError(_named(error)) from None
+            raise DisconnectedError(_named(error)) from None
         return _content(reply)
 
     def _send(self, method: str, path: str, body: Json | None) -> httpx.Response:

@@ -61,6 +61,11 @@ class PolicyServer:
         return None if self.policy is None else self.policy.version
 
     @property
+    def dead(self) -> bool:
+        """Whether a server of ours has ended."""
+        return any(one.server is not None and not one.server.alive() for one in self.replicas)
+
+    @property
     def clients(self) -> list[ServerClient]:
         """One for each server, sampling from the served policy."""
         return [replica.client for replica in self.replicas]

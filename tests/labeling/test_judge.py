@@ -254,6 +254,25 @@ def test_a_proxy_of_the_environment_stands_before_strangers_and_not_before_the_r
     assert shares == [1.0, 0.0]
 
 
+def test_a_policys_server_that_dies_while_it_judges_is_opened_again_and_asked_once_more(
+    store: Store, tmp_path: Path
+) -> None:
+    responses = write_groups(store, GROUPS)
+    with serving(Recorder(SURE)) as server:
+        addresses = ["http://127.0.0.1:9", server.url, server.url]
+        endpoint = PolicyEndpoint(Leaf(tmp_path, "p0l1cy"), lambda: (addresses.pop(0), "policy"))
+        judge = judge_comparer("own", JudgeLabeler(url="policy", max_retries=0, max_error_share=0.0), endpoint)
+        artifact = compare_responses(store, responses, judge, "all")
+        assert artifact.result()["judge/error_share"] == 0.0
+        assert (len(server.reply.asked), len(addresses)) == (2 * PAIRS, 1)  # type: ignore[attr-defined]
+        recorder: Recorder = server.reply  # type: ignore[assignment]
+        recorder.reply = lambda body: (500, b"out of memory")
+        other = write_groups(store, [make_group("film in bern", GOOD, BAD)])
+        with pytest.raises(UserError, match="2 of 2 questions"):  # it lives: it is not opened again
+            compare_responses(store, other, judge, "all")
+    assert addresses == []
+
+
 def test_no_answer_of_other_weights_than_the_policys_is_kept(store: Store, tmp_path: Path) -> None:
     """The second shard was answered while somebody gave the server other weights."""
     responses, looks = write_groups(store, [make_group(f"film {n}", GOOD, BAD) for n in range(70)]), []

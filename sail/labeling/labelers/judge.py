@@ -8,7 +8,7 @@ the token log-probs of "A" and "B" (OSP, 2405.14103). Single responses: 0..5 add
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -33,7 +33,7 @@ from sail.labeling.judge_questions import (
 )
 from sail.labeling.labeler_row import Comparer, Labeler, PairAnswer, PairLabeler, Scorer
 from sail.serving.chat import ChatEndpoint, Outcome
-from sail.serving.errors import RequestRefusedError, ServerError
+from sail.serving.errors import RequestRefusedError, ServerError, ServerLostError
 
 _REFUSED_FOR_ALL = (401, 403, 404)  # no key, no right, no such model: the next question would fare no better
 _SEED_LIMIT = 1 << 31  # what the narrowest endpoints take
@@ -43,7 +43,7 @@ class PolicyEndpoint(NamedTuple):
     """The server of the run's own policy, for judges at url: policy."""
 
     policy: Keyed
-    open: Callable[[], tuple[str, str]]  # its address and model name; starts it if need be
+    open: Callable[[], tuple[str, str]]  # its address and model name; starts it if need be, again if it died
     template: Keyed | None = None  # the run's chat template, which the server was given; None: the policy's own
     template_kwargs: Mapping[str, Any] = {}
     unchanged: Callable[[], None] = lambda: None  # UserError where its server was given other weights since `open`
@@ -185,17 +185,27 @@ class Judge:
     def _fill(self, bodies: Mapping[str, dict[str, Any]]) -> dict[str, str]:
         """Ask what the book does not hold; question -> problem where no answer came, to be asked again next time.
 
-        Answers enter the book as they come; a policy's once its server is seen to hold the weights they are to be of.
+        What a policy's server left unanswered because it died is asked once more, of the one that is started then.
         """
-        failed, keys = {}, list(bodies)
+        failed = self._ask_once(bodies)
+        lost = {key: bodies[key] for key, error in failed.items() if isinstance(error, ServerLostError)}
+        if lost and self.endpoint is not None:
+            url, self.model = self.endpoint.open()
+            self.chat = replace(self.chat, url=url)
+            failed = {key: error for key, error in failed.items() if key not in lost} | self._ask_once(lost)
+        return {key: str(error) for key, error in failed.items()}
+
+    def _ask_once(self, bodies: Mapping[str, dict[str, Any]]) -> dict[str, Exception]:
+        """Answers enter the book as they come; a policy's once its server is seen to hold the weights they are to be
+        of."""
+        failed: dict[str, Exception] = {}
         held: dict[str, Answer] = {}
-        keep = self.book.put if self.endpoint is None else held.__setitem__
+        keys, keep = list(bodies), self.book.put if self.endpoint is None else held.__setitem__
         for position, outcome in self.chat.ask_many([{"model": self.model, **body} for body in bodies.values()]):
-            key = keys[position]
             try:
-                keep(key, answer_of(self._reply(outcome)))
+                keep(keys[position], answer_of(self._reply(outcome)))
             except (ServerError, UnreadableReplyError) as error:
-                failed[key] = str(error)
+                failed[keys[position]] = error
         if self.endpoint is not None:
             self.endpoint.unchanged()
         for key, answer in held.items():
