@@ -16,6 +16,7 @@ from sail.serving.flags import rests_by
 from sail.serving.replica import Replica
 from sail.serving.served_policy import ServedPolicy
 from sail.serving.server import VllmServer
+from sail.serving.start_failures import unused_log
 from sail.serving.versions import installed_vllm
 
 _logger = logging.getLogger(__name__)
@@ -183,7 +184,7 @@ class PolicyServer:
             policy.model_dir,
             version=policy.model_version,
             settings=self._settings,
-            log_path=self._log_dir / f"vllm-{self.num_starts}.log",
+            log_path=unused_log(self._log_dir, "vllm"),
             max_model_len=self._max_model_len,
             lora_rank=self._lora_rank,
             seed=self._seed,

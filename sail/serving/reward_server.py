@@ -16,6 +16,7 @@ from sail.serving.model_files import checkpoint_dtype, context_length
 from sail.serving.ports import reserved_port
 from sail.serving.scoring import up_to_the_head
 from sail.serving.server import VllmServer
+from sail.serving.start_failures import unused_log
 from sail.serving.streaming import stream
 from sail.serving.versions import installed_vllm
 
@@ -167,7 +168,7 @@ class RewardServer:
                 model.model_dir,
                 version=model.version,
                 settings=self._settings,
-                log_path=self._log_dir / f"{self._labeler}-vllm-{self.num_starts}.log",
+                log_path=unused_log(self._log_dir, f"{self._labeler}-vllm"),
                 max_model_len=context_length(model.model_dir),
                 scores=True,
             )
