@@ -38,6 +38,8 @@ from sail.serving.streaming import Emit
 
 _RPC = "/collective_rpc"
 _FIRST_REST_S, _LONGEST_REST_S = 0.25, 8.0
+_LONGEST_WAIT_S = 60.0  # that a server may ask for
+_CURE_OF_A_LIMIT = " (it limits its rate: lower concurrency or raise max_retries)"
 _POLL_S = 0.05
 _OVERDUE = 3.0  # times the slowest answer so far
 _OVERDUE_AT_LEAST_S = 1.0
@@ -69,16 +71,21 @@ def other_weights(base_url: str) -> UserError:
 
 
 async def patiently(ask: Callable[[], Awaitable[Json]], max_retries: int) -> Json:
-    """The answer to a question that may be asked again (a judge's changes nothing on the server); ServerError once it
-    has failed 1 + max_retries times, ServerLostError where nobody was reached at last."""
+    """The answer to a question that may be asked again (a judge's changes nothing on the server), after as long as the
+    server asks for, at most a minute.
+
+    ServerError once it has failed 1 + max_retries times, ServerLostError where nobody was reached at last.
+    """
     for attempt in range(max_retries + 1):
         try:
             return await ask()
         except TransientError as error:
             if attempt == max_retries:
                 kind = ServerLostError if isinstance(error, DisconnectedError) else ServerError
-                raise kind(f"failed {attempt + 1} times, at last with {error}") from None
-        await asyncio.sleep(min(_FIRST_REST_S * 2**attempt, _LONGEST_REST_S))
+                cure = _CURE_OF_A_LIMIT if error.status == httpx.codes.TOO_MANY_REQUESTS else ""
+                raise kind(f"failed {attempt + 1} times{cure}, at last with {error}") from None
+            asked_for_s = min(error.wait_s, _LONGEST_WAIT_S)
+        await asyncio.sleep(max(asked_for_s, min(_FIRST_REST_S * 2**attempt, _LONGEST_REST_S)))
     raise AssertionError("the last attempt returns or raises")
 
 

@@ -1,6 +1,8 @@
 """HTTP with one server: requests, JSON replies, and which failures may pass. Nothing is repeated here."""
 
+import time
 from collections.abc import Mapping
+from email.utils import mktime_tz, parsedate_tz
 from typing import Any
 
 import httpx
@@ -105,10 +107,18 @@ def _refuse_failure(reply: httpx.Response) -> None:
         return
     told = f"{reply.url}: HTTP {reply.status_code}: {reply.text[:500]}"
     if reply.is_server_error or reply.status_code == httpx.codes.TOO_MANY_REQUESTS:
-        raise TransientError(told)
+        raise TransientError(told, reply.status_code, _wait_s(reply.headers.get("Retry-After", "")))
     if reply.status_code == httpx.codes.NOT_FOUND:
         raise OtherModelError(told, reply.status_code)
     raise RequestRefusedError(told, reply.status_code)
+
+
+def _wait_s(told: str) -> float:
+    """Retry-After (RFC 9110, 10.2.3): seconds, or a date; 0 where it says nothing."""
+    if told.strip().isdecimal():
+        return float(told)
+    date = parsedate_tz(told)
+    return 0.0 if date is None else max(0.0, mktime_tz(date) - time.time())
 
 
 def _named(error: httpx.TransportError) -> str:
