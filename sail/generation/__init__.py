@@ -12,7 +12,7 @@ from sail.core.artifacts import Leaf
 from sail.core.errors import UserError
 from sail.core.run_settings import LoraSettings, VllmSettings
 from sail.generation.engine import Engine
-from sail.serving.flags import check_cores, check_transfer
+from sail.serving.flags import check_cores, check_transfer, cuda_devices
 from sail.serving.ports import reserved_port
 from sail.serving.versions import installed_vllm
 
@@ -47,6 +47,8 @@ def _check_vllm(settings: VllmSettings) -> None:
     device = installed_vllm().device
     check_transfer(settings, device)
     check_cores(settings, device)
+    if device == "gpu":
+        cuda_devices(settings.gpus, "vllm.gpus")
     if settings.mode == "server":
         with reserved_port(settings.port, settings.host):
             """a taken port is refused here, not after hours of other stages"""

@@ -9,7 +9,7 @@ import json
 import os
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -103,6 +103,20 @@ def check_cores(settings: VllmSettings, device: Device, where: str = "vllm") -> 
         )  # fmt: skip
 
 
+def cuda_devices(gpus: Sequence[int], where: str) -> str:
+    """CUDA_VISIBLE_DEVICES of a process that is to have these GPUs of ours: counted among those that we may use."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is None:
+        return ",".join(map(str, gpus))
+    ours = [device.strip() for device in visible.split(",") if device.strip()]
+    if missing := [number for number in gpus if number not in range(len(ours))]:
+        raise UserError(
+            f"{missing} of {list(gpus)}: CUDA_VISIBLE_DEVICES={visible} leaves {len(ours)}, counted from 0",
+            where=where, cure="Count among those, or have more visible",
+        )  # fmt: skip
+    return ",".join(ours[number] for number in gpus)
+
+
 def check_transfer(settings: VllmSettings, device: Device) -> None:
     """UserError where weights cannot be handed over from GPU to GPU."""
     if settings.weight_transfer is not None and device == "cpu":
@@ -145,7 +159,7 @@ def server_environment(settings: VllmSettings, device: Device, version: str) -> 
             check_cores(settings, device)
             environment["VLLM_CPU_OMP_THREADS_BIND"] = settings.cores
     elif settings.gpus:
-        environment["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, settings.gpus))
+        environment["CUDA_VISIBLE_DEVICES"] = cuda_devices(settings.gpus, "vllm.gpus")
     return environment
 
 

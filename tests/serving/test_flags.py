@@ -22,6 +22,11 @@ CPU_ONLY = {
 }
 
 
+@pytest.fixture(autouse=True)
+def all_gpus_visible(monkeypatch):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+
+
 def plan(device="cpu", max_model_len=1024, base_url="http://127.0.0.1:8123") -> LaunchPlan:
     return LaunchPlan(Path("/models/m"), "sail-1", "3fa9", base_url, device, max_model_len, lora_rank=None, seed=3)
 
@@ -35,6 +40,15 @@ def test_on_cpu_a_prompt_fits_into_one_batch():
     assert set(argv) >= CPU_ONLY
     assert (value(argv, "--max-num-batched-tokens"), value(argv, "--dtype")) == ("9000", "float32")
     assert value(argv, "--kv-cache-memory-bytes") == str(2**30)
+
+
+def test_gpus_are_counted_among_those_this_process_may_use(monkeypatch):
+    """0 of a job that was given 4 to 7 is its 4, and somebody else's 0."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5, GPU-3fa9 ,7")
+    environment = server_environment(VllmSettings(gpus=(2, 0)), "gpu", "3fa9")
+    assert environment["CUDA_VISIBLE_DEVICES"] == "GPU-3fa9,4"
+    with pytest.raises(UserError, match=r"vllm\.gpus: \[4\] of \[0, 4\]: CUDA_VISIBLE_DEVICES=.* leaves 4"):
+        server_environment(VllmSettings(gpus=(0, 4)), "gpu", "3fa9")
 
 
 def test_a_gpu_server_has_no_cpu_flags_and_its_own_devices():

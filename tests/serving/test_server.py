@@ -132,6 +132,13 @@ def test_a_known_cause_is_one_line_with_its_cure(tmp_path, line, told):
     assert re.search(told, str(error))
 
 
+@pytest.mark.parametrize("host", ["::1", "no-such-machine.invalid", "192.0.2.1"])
+def test_an_address_that_is_not_this_machines_is_the_users_mistake(host):
+    with pytest.raises(UserError, match=rf"vllm\.host: '{host}' is no address a server can listen at here"):  # noqa: SIM117
+        with reserved_port(0, host):
+            pass
+
+
 def test_a_servers_log_never_takes_the_place_of_an_earlier_ones(tmp_path):
     """An ablation opens an engine for each of its settings, and all log to one folder."""
     for expected in ("vllm-1.log", "vllm-2.log"):
