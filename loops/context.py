@@ -195,7 +195,10 @@ class Context:
         return fit_reward_model(self.builder, self.data(fit.data), init, fit, self.seed("reward", name))
 
     def engine(self, name: str) -> Engine:
-        return self._engines.engine(name, self.settings.vllm, self.settings.lora, self.template)
+        engine = self._engines.engine(name, self.settings.vllm, self.settings.lora, self.template)
+        if isinstance(engine, VllmEngine):
+            engine.remember(self.model)
+        return engine
 
     def engine_settings(self, name: str) -> Mapping[str, Any]:
         """What of the engine can change a sample."""

@@ -55,6 +55,10 @@ class VllmEngine:
         """Whether it can draw while the policy trains."""
         return self._settings.mode == "external" or rests_by(self._settings, installed_vllm().device) == "keep"
 
+    def remember(self, model: Leaf) -> None:
+        """A run's starting model: adapters that stand on its folder stand on this version, in a resumed run too."""
+        self._versions[model.path] = model.key
+
     def until(self, stop: Event) -> "VllmEngine":
         """The same server for another thread, that lets go of it at `stop`; the policy stays the one in use."""
         other = copy(self)
