@@ -137,7 +137,7 @@ def _read_letters(answer: Answer) -> Reading:
         if token.strip() in mass:
             mass[token.strip()] += math.exp(logprob)
     total = mass["A"] + mass["B"]
-    if not total >= LEAST_MASS:  # also when it is NaN
+    if not (math.isfinite(total) and total >= LEAST_MASS):
         return _wrong(f"A and B have {total:.2g} of the first token's probability, less than {LEAST_MASS:g}", answer)
     p_first = mass["A"] / total
     return Reading(winner_of(p_first, 0.5), p_first)

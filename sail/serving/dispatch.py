@@ -4,9 +4,9 @@ Every request goes to the server with the fewest in flight. What fails in a way 
 timeout, a 5xx, an aborted sample) goes back to the queue, for whichever server is free next: the seed makes a second
 try give the same bits, and a score is no draw. A server that fails rests a little, is then tried with a single request,
 and is left alone after vllm.max_retries further failures in a row. One that did not answer in time is from then on sent
-half as many at once. When the queue is empty, requests that a slow server
-holds for far longer than any other took are sent a second time, to an idle one; the first answer counts. A server that
-others can reach is looked at after every answer: one that was given other weights meanwhile ends the call.
+half as many at once. When the queue is empty, requests that a slow server holds for far longer than any other took are
+sent a second time, to an idle one; the first answer counts. A server that others can reach is looked at after every
+answer: one that was given other weights meanwhile ends the call.
 """
 
 import asyncio
