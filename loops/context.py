@@ -37,7 +37,7 @@ from sail.policy.autoencoder import SaeSource
 from sail.policy.loading import Checkpoint, resolve_model
 from sail.serving.reward_server import RewardServer
 
-EngineSettings = tuple[VllmSettings, LoraSettings | None]
+EngineSettings = tuple[VllmSettings, LoraSettings | None, Leaf | None]
 
 
 @dataclass
@@ -48,12 +48,15 @@ class Engines:
     _open: dict[str, tuple[EngineSettings, Engine]] = field(default_factory=dict)
     _reward_servers: dict[str, tuple[VllmSettings, RewardServer]] = field(default_factory=dict)
 
-    def engine(self, name: str, vllm: VllmSettings, lora: LoraSettings | None) -> Engine:
-        """The engine `name`; one that runs with other settings is closed first."""
-        if name in self._open and self._open[name][0] != (vllm, lora):
+    def engine(
+        self, name: str, vllm: VllmSettings, lora: LoraSettings | None, chat_template: Leaf | None = None
+    ) -> Engine:
+        """The engine `name`; one that runs with other settings, or another chat template, is closed first."""
+        wanted = (vllm, lora, chat_template)
+        if name in self._open and self._open[name][0] != wanted:
             self._open.pop(name)[1].close()
         if name not in self._open:
-            self._open[name] = ((vllm, lora), ENGINES[name].open(vllm, self.log_folder, lora))
+            self._open[name] = (wanted, ENGINES[name].open(vllm, self.log_folder, lora, chat_template))
         return self._open[name][1]
 
     def reward_server(self, labeler: str, vllm: VllmSettings) -> RewardServer:
@@ -163,12 +166,15 @@ class Context:
             return None
         judge = policy or self.model
 
-        def serve() -> tuple[str, str]:
-            engine = self.engine("vllm")
-            assert isinstance(engine, VllmEngine), "the row of ENGINES"
-            return engine.endpoint(judge)
+        def engine() -> VllmEngine:
+            made = self.engine("vllm")
+            assert isinstance(made, VllmEngine), "the row of ENGINES"
+            return made
 
-        return PolicyEndpoint(judge, serve)
+        return PolicyEndpoint(
+            judge, lambda: engine().endpoint(judge), self.template, self.settings.chat_template_kwargs,
+            lambda: engine().refuse_other_weights(),
+        )  # fmt: skip
 
     def _reward_origin(self, name: str, settings: RewardModelLabeler) -> RewardOrigin:
         vllm = settings.vllm
@@ -189,7 +195,10 @@ class Context:
         return fit_reward_model(self.builder, self.data(fit.data), init, fit, self.seed("reward", name))
 
     def engine(self, name: str) -> Engine:
-        return self._engines.engine(name, self.settings.vllm, self.settings.lora)
+        engine = self._engines.engine(name, self.settings.vllm, self.settings.lora, self.template)
+        if isinstance(engine, VllmEngine):
+            engine.remember(self.model)
+        return engine
 
     def engine_settings(self, name: str) -> Mapping[str, Any]:
         """What of the engine can change a sample."""

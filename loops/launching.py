@@ -13,6 +13,7 @@ from loops.documents import configs_folder
 from sail.core.errors import UserError
 from sail.core.run_settings import LaunchSettings, RunSettings
 from sail.core.settings import nearest
+from sail.serving.flags import cuda_devices
 from sail.update.distributed import refuse_unsupported
 from sail.update.launch import Launch
 
@@ -78,7 +79,7 @@ def _devices(launch: LaunchSettings, processes: int) -> dict[str, str]:
     if not torch.cuda.is_available():
         return {"ACCELERATE_USE_CPU": "true"}  # `accelerate launch --cpu` would start one process
     if launch.gpus:
-        return {"CUDA_VISIBLE_DEVICES": ",".join(map(str, launch.gpus))}
+        return {"CUDA_VISIBLE_DEVICES": cuda_devices(launch.gpus, "launch.gpus")}
     if processes > torch.cuda.device_count():
         raise UserError(
             f"{processes} processes, {torch.cuda.device_count()} GPUs", where="launch.num_processes",

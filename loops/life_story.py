@@ -78,7 +78,7 @@ def _verdict(verdict: PairVerdict, turned: bool) -> str:
     p_a = None if verdict.p_a is None else 1 - verdict.p_a if turned else verdict.p_a
     orders = (first, second) if not turned else (second, first)
     told = shown if p_a is None else f"{shown}, P(A beats B) = {p_a:.6g}"
-    if verdict.forward:
+    if verdict.forward or verdict.backward:
         told += f"; A shown first: {orders[0] or 'not asked'}, B shown first: {orders[1] or 'not asked'}"
     return told + (f"; {verdict.problem}" if verdict.problem else "")
 

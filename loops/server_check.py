@@ -1,4 +1,7 @@
-"""`sail doctor`, the live part: a server is started, sampled from, given new weights, verified and stopped."""
+"""`sail doctor`, the live part: a server is started, sampled from, given new weights, verified and stopped.
+
+Servers of mode external are only looked at: a run may be sampling from them.
+"""
 
 import json
 import os
@@ -17,6 +20,8 @@ from sail.core.run_settings import GenerationSettings, LoraSettings, RunSettings
 from sail.generation.engine import Drawn, SampleRequest
 from sail.generation.vllm_engine import VllmEngine
 from sail.policy.loading import Checkpoint, add_adapter, load_policy, model_folder, resolve_model, save_policy
+from sail.serving.client import ServerClient
+from sail.serving.errors import ServerError
 from sail.serving.probes import probes_for
 from sail.serving.processes import descendants
 from sail.serving.replica import SYNC_LOG
@@ -32,6 +37,10 @@ _BUILT_IN = VllmSettings(kv_cache_gib=0.25, max_num_seqs=16)
 
 def check_server(settings: RunSettings | None, console: Console) -> None:
     """Every step of a server's life, a row each, on the config's model (None: a tiny one of our own)."""
+    if settings is not None and settings.vllm.mode == "external":
+        for url in settings.vllm.server_urls:
+            console.print(f"{url}  {_seen_at(url, settings.vllm)}", highlight=False)
+        return
     with tempfile.TemporaryDirectory(prefix="sail-doctor-") as name:
         folder = Path(name)
         vllm = _BUILT_IN if settings is None else settings.vllm
@@ -42,6 +51,21 @@ def check_server(settings: RunSettings | None, console: Console) -> None:
             _walk_through(engine, old, new, _Steps(console, folder / "logs" / SYNC_LOG))
         finally:
             engine.close()
+
+
+def _seen_at(url: str, vllm: VllmSettings) -> str:
+    """What a server elsewhere holds; nothing is changed there."""
+    client = ServerClient(url, model=None, settings=vllm)
+    if not client.health():
+        return "does not answer"
+    try:
+        [state, *_] = client.collective_rpc("sail_state")
+        length = client.max_model_len
+    except ServerError as error:
+        return f"answers, but not as a server of `sail serve` does: {error}"
+    adapters = ", ".join(client.adapters()) or "none" if state["takes_adapters"] else "not taken"
+    held, changes = f"{state['version'] or 'no known version'} in {state['dtype']}", state["num_changes"]
+    return f"holds {held}, given weights {changes} times; adapters: {adapters}; {length} tokens"
 
 
 class _Steps:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from sail.core.artifacts import leaf
 from sail.core.errors import UserError
 from sail.core.run_settings import RunSettings
 from sail.policy.loading import context_length, is_encoder_decoder, model_folder, resolve_model
@@ -31,6 +32,7 @@ def serve_forever(settings: RunSettings, console: Console) -> None:
     length = settings.vllm.max_model_len or context_length(model)
     if settings.vllm.host != LOOPBACK:
         console.print(f"[yellow]warning[/] whoever reaches {settings.vllm.host} can change this server's weights")
+    template = settings.chat_template
     with VllmServer.start(
         model_folder(model),
         version=model.key,
@@ -38,6 +40,7 @@ def serve_forever(settings: RunSettings, console: Console) -> None:
         log_path=log_path,
         max_model_len=length,
         lora_rank=settings.lora.r if settings.lora and settings.vllm.lora == "load" else None,
+        chat_template=None if template is None else leaf(Path(template), "chat_template").path,
     ) as server:
         url = server.base_url.replace(_EVERYWHERE, socket.gethostname())
         console.print(f"serving at {url}; in the run's config, with the URLs of all such servers:", highlight=False)

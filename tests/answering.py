@@ -2,12 +2,13 @@
 
 import json
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-Reply = tuple[int, dict[str, Any]] | None  # status and content; None: the connection is closed without a word
+Reply = tuple[int, dict[str, Any]] | tuple[int, dict[str, Any], dict[str, str]] | None
+"""status, content, perhaps headers; None: the connection is closed without a word"""
 
 
 @contextmanager
@@ -27,9 +28,11 @@ def answering(post: Callable[[dict[str, Any]], Reply], *, max_model_len: int) ->
             else:
                 self.answer(*reply)
 
-        def answer(self, status: int, content: dict[str, Any]) -> None:
+        def answer(self, status: int, content: dict[str, Any], headers: Mapping[str, str] = {}) -> None:
             body = json.dumps(content).encode()
             self.send_response(status)
+            for name, value in headers.items():
+                self.send_header(name, value)
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()
             self.wfile.write(body)

@@ -171,7 +171,7 @@ class PairVerdict:
     verdict: Verdict
     p_a: float | None  # P(A beats B): the mean over orders and answers
     forward: str  # the verdict with A shown first; empty for labelers that are shown no order
-    backward: str  # the verdict with B shown first; empty if not asked
+    backward: str  # the verdict with B shown first; of a judge that is asked once one of the two is empty
     problem: str  # what went wrong; empty unless the verdict is error
 
     def __post_init__(self) -> None:

@@ -77,7 +77,7 @@ class VllmSettings(Settings):
     kv_cache_gib: float = execution(1.0, "CPU only", gt=0)
     max_num_seqs: int = execution(256, "sequences the server runs together", gt=0)
     max_model_len: int | None = execution(None, "default: the model's context", gt=0)
-    gpus: tuple[int, ...] = execution((), "CUDA devices of the server; default: all visible")
+    gpus: tuple[int, ...] = execution((), "CUDA devices of the server, counted among those visible; default: all")
     cores: str | None = execution(
         None, "CPU only: its cores, '0-7', or '0-3|4-7' for two ranks; default: all", pattern=r"^\d+([-,|]\d+)*$"
     )
@@ -153,7 +153,7 @@ class LaunchSettings(Settings):
 
     accelerate_config: str | None = execution(None, "ddp, fsdp2, zero2, zero3, or the path of a config; default: ddp")
     num_processes: int | None = execution(None, "default: as many as gpus, else as the file says, else all GPUs", gt=0)
-    gpus: tuple[int, ...] = execution((), "CUDA devices of these processes; default: all visible")
+    gpus: tuple[int, ...] = execution((), "CUDA devices of these, counted among those visible; default: all")
     command: str | None = execution(None, "instead: 'srun ... accelerate launch ...', which is given the worker to run")
 
     @model_validator(mode="after")

@@ -8,10 +8,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from sail.core.artifacts import Leaf
 from sail.core.errors import UserError
 from sail.core.run_settings import LoraSettings, VllmSettings
 from sail.generation.engine import Engine
-from sail.serving.flags import check_cores, check_transfer
+from sail.serving.flags import check_cores, check_transfer, cuda_devices
 from sail.serving.ports import reserved_port
 from sail.serving.versions import installed_vllm
 
@@ -20,7 +21,8 @@ from sail.serving.versions import installed_vllm
 class EngineRow:
     """An engine, declared."""
 
-    open: Callable[[VllmSettings, Path, LoraSettings | None], Engine]
+    open: Callable[[VllmSettings, Path, LoraSettings | None, Leaf | None], Engine]
+    """(settings, log folder, adapters to come, the run's chat template) -> Engine"""
     check: Callable[[VllmSettings], None]
     """raises UserError where the engine cannot run here, before anything else has"""
     needs: str
@@ -28,10 +30,10 @@ class EngineRow:
     status: str
 
 
-def _vllm(settings: VllmSettings, log_folder: Path, lora: LoraSettings | None) -> Engine:
+def _vllm(settings: VllmSettings, log_folder: Path, lora: LoraSettings | None, chat_template: Leaf | None) -> Engine:
     from sail.generation.vllm_engine import VllmEngine
 
-    return VllmEngine(settings, log_folder, lora)
+    return VllmEngine(settings, log_folder, lora, chat_template)
 
 
 def _check_vllm(settings: VllmSettings) -> None:
@@ -45,12 +47,16 @@ def _check_vllm(settings: VllmSettings) -> None:
     device = installed_vllm().device
     check_transfer(settings, device)
     check_cores(settings, device)
+    if device == "gpu":
+        cuda_devices(settings.gpus, "vllm.gpus")
     if settings.mode == "server":
         with reserved_port(settings.port, settings.host):
             """a taken port is refused here, not after hours of other stages"""
 
 
-def _transformers(settings: VllmSettings, log_folder: Path, lora: LoraSettings | None) -> Engine:
+def _transformers(
+    settings: VllmSettings, log_folder: Path, lora: LoraSettings | None, chat_template: Leaf | None
+) -> Engine:
     from sail.generation.transformers_engine import TransformersEngine
 
     return TransformersEngine()

@@ -36,8 +36,15 @@ from sail.serving.versions import installed_vllm
 class VllmEngine:
     """Samples token ids from token ids; every request carries the policy version as its cache salt."""
 
-    def __init__(self, settings: VllmSettings, log_folder: Path, lora: LoraSettings | None = None) -> None:
+    def __init__(
+        self,
+        settings: VllmSettings,
+        log_folder: Path,
+        lora: LoraSettings | None = None,
+        chat_template: Leaf | None = None,
+    ) -> None:
         self._settings, self._log_folder, self._lora = settings, log_folder, lora
+        self._chat_template = chat_template  # the run's file; samples are drawn by token ids, judges ask in words
         self._server: PolicyServer | None = None
         self._versions: dict[Path, str] = {}  # of the whole models seen
         self._policy: Checkpoint | None = None
@@ -47,6 +54,10 @@ class VllmEngine:
     def awake(self) -> bool:
         """Whether it can draw while the policy trains."""
         return self._settings.mode == "external" or rests_by(self._settings, installed_vllm().device) == "keep"
+
+    def remember(self, model: Leaf) -> None:
+        """A run's starting model: adapters that stand on its folder stand on this version, in a resumed run too."""
+        self._versions[model.path] = model.key
 
     def until(self, stop: Event) -> "VllmEngine":
         """The same server for another thread, that lets go of it at `stop`; the policy stays the one in use."""
@@ -59,8 +70,11 @@ class VllmEngine:
         if self._server is None:
             length = self._settings.max_model_len or context_length(policy)
             rank = self._lora.r if self._lora and self._settings.lora == "load" else None
-            self._server = PolicyServer(self._settings, self._log_folder, max_model_len=length, lora_rank=rank)
-        if self._policy != policy or self._server.policy is None:
+            template = None if self._chat_template is None else self._chat_template.path
+            self._server = PolicyServer(
+                self._settings, self._log_folder, max_model_len=length, lora_rank=rank, chat_template=template
+            )
+        if self._policy != policy or self._server.policy is None or self._server.dead:
             self._policy = policy
             served, scorer = self._served(policy)
             self._server.serve(served)
@@ -92,6 +106,11 @@ class VllmEngine:
         assert self._server is not None, "use(policy) makes it"
         client = self._server.clients[0]
         return client.base_url, client.model
+
+    def refuse_other_weights(self) -> None:
+        """UserError where somebody else has given that server weights since `endpoint`."""
+        assert self._server is not None, "endpoint(policy) comes first"
+        self._server.clients[0].refuse_other_weights()
 
     def close(self) -> None:
         if self._server is not None:

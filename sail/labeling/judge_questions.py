@@ -22,6 +22,7 @@ from sail.labeling.labels import winner_of
 
 VALUES = {"A": 1.0, "tie": 0.5, "B": 0.0}
 HIGHEST_SCORE = 5
+LEAST_MASS = 0.1  # of A and B together; a judge that thinks first leaves them next to nothing, a weak one often half
 _TOP_TOKENS = 20  # the most that OpenAI and vLLM return by default
 
 
@@ -126,14 +127,18 @@ def _read_score(score: object, answer: Answer) -> Reading:
 
 
 def _read_letters(answer: Answer) -> Reading:
-    """P(A) / (P(A) + P(B)) of the first token (OSP, 2405.14103: soft strengths from the judge's own log-probs)."""
+    """P(A) / (P(A) + P(B)) of the first token (OSP, 2405.14103: soft strengths from the judge's own log-probs).
+
+    What is left of them where the judge was about to say something else (to think, to begin with "A good ...") is no
+    preference: an error below LEAST_MASS.
+    """
     mass = dict.fromkeys("AB", 0.0)
     for token, logprob in answer.first_tokens.items():
         if token.strip() in mass:
             mass[token.strip()] += math.exp(logprob)
     total = mass["A"] + mass["B"]
-    if not (math.isfinite(total) and total > 0):
-        return _wrong("neither A nor B is among the likeliest first tokens", answer)
+    if not (math.isfinite(total) and total >= LEAST_MASS):
+        return _wrong(f"A and B have {total:.2g} of the first token's probability, less than {LEAST_MASS:g}", answer)
     p_first = mass["A"] / total
     return Reading(winner_of(p_first, 0.5), p_first)
 

@@ -17,7 +17,7 @@ from sail.serving.completions import (
     ask_completions,
     request_body,
 )
-from sail.serving.dispatch import Dispatcher, Lane, Weights, weights_of
+from sail.serving.dispatch import Dispatcher, Lane, Weights, other_weights, weights_of
 from sail.serving.errors import ServerError
 from sail.serving.exchange import Exchange
 from sail.serving.scoring import ask_score
@@ -26,6 +26,7 @@ from sail.serving.streaming import stream
 __all__ = ["Completion", "CompletionRequest", "ServerClient", "StopKind"]
 
 _RESET_ATTEMPTS, _RESET_WAIT_S = 20, 0.1
+_STATE = "sail_state"  # the one method of the workers that loads nothing
 
 
 class ServerClient:
@@ -50,7 +51,11 @@ class ServerClient:
         self.holds = holds
         self._model = model
         self._settings = settings
-        self._exchange = Exchange(base_url, timeout_s=settings.request_timeout_s)
+        self._exchange = Exchange(
+            base_url, timeout_s=settings.request_timeout_s, timeout_setting="vllm.request_timeout_s"
+        )
+        # loading weights takes what a start takes, whatever a request may
+        self._loading = Exchange(base_url, timeout_s=settings.start_timeout_s, timeout_setting="vllm.start_timeout_s")
 
     def asking_for(self, model: str | None, eos_ids: frozenset[int], holds: Weights | None = None) -> "ServerClient":
         """A client of the same server that asks for another of its models."""
@@ -95,7 +100,7 @@ class ServerClient:
 
     def load_adapter(self, name: str, folder: str) -> None:
         """Serve the LoRA adapter of a folder under a new name."""
-        self._exchange.done("POST", "/v1/load_lora_adapter", {"lora_name": name, "lora_path": folder})
+        self._loading.done("POST", "/v1/load_lora_adapter", {"lora_name": name, "lora_path": folder})
 
     def unload_adapter(self, name: str) -> None:
         self._exchange.done("POST", "/v1/unload_lora_adapter", {"lora_name": name})
@@ -106,20 +111,26 @@ class ServerClient:
 
     def sleep(self) -> None:
         """Move the weights out of the GPU and forget the keys and values."""
-        self._exchange.done("POST", "/sleep?level=1")
+        self._loading.done("POST", "/sleep?level=1")
 
     def wake_up(self) -> None:
-        self._exchange.done("POST", "/wake_up")
+        self._loading.done("POST", "/wake_up")
 
     def collective_rpc(self, method: str, **kwargs: Any) -> list[Any]:
         """Call a method on every worker, once (an update that failed must not be repeated); their results."""
-        reply = self._exchange.once("POST", "/collective_rpc", {"method": method, "kwargs": kwargs})
+        exchange = self._exchange if method == _STATE else self._loading
+        reply = exchange.once("POST", "/collective_rpc", {"method": method, "kwargs": kwargs})
         results: list[Any] = reply["results"]
         return results
 
     def weights(self) -> Weights:
         """Which weights the whole model has now, and how often it has been given any."""
-        return weights_of(self.collective_rpc("sail_state"))
+        return weights_of(self.collective_rpc(_STATE))
+
+    def refuse_other_weights(self) -> None:
+        """UserError where somebody has given the server other weights than it `holds`, or the same again."""
+        if self.holds is not None and self.weights() != self.holds:
+            raise other_weights(self.base_url)
 
     @cached_property
     def model(self) -> str:

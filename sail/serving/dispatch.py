@@ -3,9 +3,10 @@
 Every request goes to the server with the fewest in flight. What fails in a way that may pass (a disconnect, a
 timeout, a 5xx, an aborted sample) goes back to the queue, for whichever server is free next: the seed makes a second
 try give the same bits, and a score is no draw. A server that fails rests a little, is then tried with a single request,
-and is left alone after vllm.max_retries further failures in a row. When the queue is empty, requests that a slow server
-holds for far longer than any other took are sent a second time, to an idle one; the first answer counts. A server that
-others can reach is looked at after every answer: one that was given other weights meanwhile ends the call.
+and is left alone after vllm.max_retries further failures in a row. One that did not answer in time is from then on sent
+half as many at once. When the queue is empty, requests that a slow server holds for far longer than any other took are
+sent a second time, to an idle one; the first answer counts. A server that others can reach is looked at after every
+answer: one that was given other weights meanwhile ends the call.
 """
 
 import asyncio
@@ -23,17 +24,28 @@ import httpx
 
 from sail.core.errors import UserError
 from sail.core.run_settings import VllmSettings
-from sail.serving.errors import AbandonedError, OtherModelError, ServerError, ServerLostError, TransientError
+from sail.serving.errors import (
+    AbandonedError,
+    DisconnectedError,
+    OtherModelError,
+    ServerError,
+    ServerLostError,
+    SlowError,
+    TransientError,
+)
 from sail.serving.exchange import Exchange, Json
 from sail.serving.streaming import Emit
 
 _RPC = "/collective_rpc"
 _FIRST_REST_S, _LONGEST_REST_S = 0.25, 8.0
+_LONGEST_WAIT_S = 60.0  # that a server may ask for
+_CURE_OF_A_LIMIT = " (it limits its rate: lower concurrency or raise max_retries)"
 _POLL_S = 0.05
 _OVERDUE = 3.0  # times the slowest answer so far
 _OVERDUE_AT_LEAST_S = 1.0
 _WINDOW = 8  # requests beyond the first unfinished one that may be under way, in units of what is in flight
 
+_CURE_OF_SLOWNESS = ". If the server lives it is slow: raise vllm.request_timeout_s, or lower vllm.concurrency"
 _LOOK_S = 0.1  # answers that come so close to each other share a look
 
 Weights = tuple[str | None, int]  # their version, and how often the server has been given any
@@ -50,16 +62,30 @@ def weights_of(states: Sequence[Json]) -> Weights:
     return states[0]["version"], states[0]["num_changes"]
 
 
+def other_weights(base_url: str) -> UserError:
+    """What a run is told whose server somebody else has given weights."""
+    return UserError(
+        f"{base_url} was given other weights while this run sampled from it", where="vllm.server_urls",
+        cure="One run at a time may use a server: give each its own, and run the same command again",
+    )  # fmt: skip
+
+
 async def patiently(ask: Callable[[], Awaitable[Json]], max_retries: int) -> Json:
-    """The answer to a question that may be asked again (a judge's changes nothing on the server); ServerError once it
-    has failed 1 + max_retries times."""
+    """The answer to a question that may be asked again (a judge's changes nothing on the server), after as long as the
+    server asks for, at most a minute.
+
+    ServerError once it has failed 1 + max_retries times, ServerLostError where nobody was reached at last.
+    """
     for attempt in range(max_retries + 1):
         try:
             return await ask()
         except TransientError as error:
             if attempt == max_retries:
-                raise ServerError(f"failed {attempt + 1} times, at last with {error}") from None
-        await asyncio.sleep(min(_FIRST_REST_S * 2**attempt, _LONGEST_REST_S))
+                kind = ServerLostError if isinstance(error, DisconnectedError) else ServerError
+                cure = _CURE_OF_A_LIMIT if error.status == httpx.codes.TOO_MANY_REQUESTS else ""
+                raise kind(f"failed {attempt + 1} times{cure}, at last with {error}") from None
+            asked_for_s = min(error.wait_s, _LONGEST_WAIT_S)
+        await asyncio.sleep(max(asked_for_s, min(_FIRST_REST_S * 2**attempt, _LONGEST_REST_S)))
     raise AssertionError("the last attempt returns or raises")
 
 
@@ -73,6 +99,7 @@ class Lane(Generic[_Request, _Answer]):
     http: httpx.AsyncClient | None = None
     in_flight: int = 0
     failures: int = 0  # in a row
+    share: float = 1.0  # of vllm.concurrency that it is sent; halved when it was too slow
     rests_until: float = 0.0
     problem: str = ""
     lost: bool = False
@@ -81,14 +108,16 @@ class Lane(Generic[_Request, _Answer]):
 
     def room(self, concurrency: int, now: float) -> bool:
         """Whether it may be sent a request: one at a time while it is failing."""
-        allowed = 1 if self.failures else concurrency + self.waiting
+        allowed = 1 if self.failures else max(1, int(self.share * concurrency)) + self.waiting
         return not self.lost and now >= self.rests_until and self.in_flight < allowed
 
-    def failed(self, started: float, problem: str, max_retries: int) -> None:
+    def failed(self, started: float, error: ServerError, max_retries: int) -> None:
         """Count a failure, unless the request was sent before the last one was known."""
-        self.problem = problem
+        self.problem = str(error)
         if started < self.rests_until:
             return
+        if isinstance(error, SlowError):
+            self.share /= 2
         self.failures += 1
         self.lost = self.failures > max_retries
         rest_s = min(_FIRST_REST_S * 2 ** (self.failures - 1), _LONGEST_REST_S)
@@ -117,11 +146,7 @@ class Lane(Generic[_Request, _Answer]):
         assert self.http is not None
         reply = await self.exchange.post(self.http, _RPC, {"method": "sail_state", "kwargs": {}})
         if weights_of(reply["results"]) != self.holds:
-            raise UserError(
-                f"{self.exchange.base_url} was given other weights while this run sampled from it",
-                where="vllm.server_urls",
-                cure="One run at a time may use a server: give each its own, and run the same command again",
-            )
+            raise other_weights(self.exchange.base_url)
 
 
 @dataclass(eq=False)
@@ -230,14 +255,14 @@ class Dispatcher(Generic[_Request, _Answer]):
 
     def _failed(self, flight: _Flight, error: TransientError | OtherModelError) -> None:
         lane, position = flight.lane, flight.position
-        lane.failed(flight.started, str(error), self.settings.max_retries)
+        lane.failed(flight.started, error, self.settings.max_retries)
         lane.lost |= isinstance(error, OtherModelError)
         self._attempts[position] += 1
         given_up = self._attempts[position] > self.settings.max_retries * len(self.lanes)
         if given_up or all(lane.lost for lane in self.lanes):
             told = "; ".join(f"{lane.problem} ({lane.exchange.base_url})" for lane in self.lanes if lane.problem)
             problem = f"a request failed {self._attempts[position]} times, at last with {told}"
-            raise _placed(ServerLostError(problem), position)
+            raise _placed(ServerLostError(problem + _CURE_OF_SLOWNESS * isinstance(error, SlowError)), position)
         under_way = any(other.position == position for other in self._flights.values())
         if position not in self._finished and not under_way:
             heapq.heappush(self._todo, position)

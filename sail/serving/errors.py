@@ -30,6 +30,19 @@ class ServerLostError(ServerError):
 class TransientError(ServerError):
     """One request failed in a way that may pass: a disconnect, a timeout, a 5xx, an aborted sample."""
 
+    def __init__(self, told: str, status: int | None = None, wait_s: float = 0.0) -> None:
+        super().__init__(told)
+        self.status = status
+        self.wait_s = wait_s  # what the server asked for before another try
+
+
+class DisconnectedError(TransientError):
+    """The server was not reached, or left in the middle of an answer."""
+
+
+class SlowError(TransientError):
+    """No answer came in time: the server may have been asked for too much at once."""
+
 
 class OtherModelError(RequestRefusedError):
     """The server does not know the model we asked for: it was started again, or is another one."""

@@ -1,11 +1,20 @@
 """HTTP with one server: requests, JSON replies, and which failures may pass. Nothing is repeated here."""
 
+import time
 from collections.abc import Mapping
+from email.utils import mktime_tz, parsedate_tz
 from typing import Any
 
 import httpx
 
-from sail.serving.errors import OtherModelError, RequestRefusedError, ServerError, TransientError
+from sail.serving.errors import (
+    DisconnectedError,
+    OtherModelError,
+    RequestRefusedError,
+    ServerError,
+    SlowError,
+    TransientError,
+)
 
 _CONNECT_S = 5.0
 UNIX = "unix:"
@@ -17,7 +26,8 @@ Json = dict[str, Any]
 class Exchange:
     """One server's address (http://HOST:PORT or unix:PATH), and how it is talked to.
 
-    headers go with every request; through_proxy: whether the environment's proxies count.
+    timeout_setting: the setting that timeout_s comes from, named where it runs out. headers go with every request;
+    through_proxy: whether the environment's proxies count.
     """
 
     def __init__(
@@ -25,10 +35,12 @@ class Exchange:
         base_url: str,
         *,
         timeout_s: float,
+        timeout_setting: str = "timeout_s",
         headers: Mapping[str, str] | None = None,
         through_proxy: bool = False,
     ) -> None:
         self.base_url = base_url.rstrip("/")
+        self._too_slow = f"no answer within {timeout_s:g} s ({timeout_setting})"
         self._options: dict[str, Any] = {
             "timeout": httpx.Timeout(timeout_s, connect=_CONNECT_S),
             "headers": dict(headers or {}),
@@ -65,15 +77,18 @@ class Exchange:
         """The reply; TransientError for what may pass, ServerError for what will not."""
         try:
             reply = await http.post(f"{self._root}{path}", json=body)
+        except httpx.ReadTimeout:
+            raise SlowError(self._too_slow) from None
         except httpx.TransportError as error:
-            raise TransientError(_named(error)) from None
+            raise DisconnectedError(_named(error)) from None
         return _content(reply)
 
     def _send(self, method: str, path: str, body: Json | None) -> httpx.Response:
         try:
             return self._http.request(method, f"{self._root}{path}", json=body)
         except httpx.TransportError as error:
-            raise ServerError(f"{self.base_url}{path}: {_named(error)}") from None
+            told = self._too_slow if isinstance(error, httpx.ReadTimeout) else _named(error)
+            raise ServerError(f"{self.base_url}{path}: {told}") from None
 
 
 def _content(reply: httpx.Response) -> Json:
@@ -92,10 +107,18 @@ def _refuse_failure(reply: httpx.Response) -> None:
         return
     told = f"{reply.url}: HTTP {reply.status_code}: {reply.text[:500]}"
     if reply.is_server_error or reply.status_code == httpx.codes.TOO_MANY_REQUESTS:
-        raise TransientError(told)
+        raise TransientError(told, reply.status_code, _wait_s(reply.headers.get("Retry-After", "")))
     if reply.status_code == httpx.codes.NOT_FOUND:
         raise OtherModelError(told, reply.status_code)
     raise RequestRefusedError(told, reply.status_code)
+
+
+def _wait_s(told: str) -> float:
+    """Retry-After (RFC 9110, 10.2.3): seconds, or a date; 0 where it says nothing."""
+    if told.strip().isdecimal():
+        return float(told)
+    date = parsedate_tz(told)
+    return 0.0 if date is None else max(0.0, mktime_tz(date) - time.time())
 
 
 def _named(error: httpx.TransportError) -> str:

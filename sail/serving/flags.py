@@ -9,7 +9,7 @@ import json
 import os
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -25,7 +25,7 @@ COLOCATED_MODULE = "sail.serving.colocated"
 WORKER_EXTENSION = "sail.serving.worker.WeightReloader"
 _OURS = frozenset({"model", "host", "port", "uds", "served-model-name", "worker-extension-cls", "logprobs-mode"}) | {
     "generation-config", "enable-lora", "max-lora-rank", "enable-sleep-mode", "weight-transfer-config", "runner",
-    "convert", "pooler-config",
+    "convert", "pooler-config", "chat-template",
 }  # fmt: skip
 _SAMPLING: dict[str, Any] = {
     "logprobs-mode": "processed_logprobs",
@@ -52,6 +52,7 @@ class LaunchPlan:
     lora_rank: int | None  # the largest of the adapters to come; None: none come
     seed: int
     scores: bool = False  # a classifier that scores conversations, not a policy that is sampled
+    chat_template: Path | None = None  # of those who ask it in words; None: that of the model it is started on
 
 
 def server_command(plan: LaunchPlan, settings: VllmSettings) -> list[str]:
@@ -83,6 +84,8 @@ def server_command(plan: LaunchPlan, settings: VllmSettings) -> list[str]:
             "kv-cache-memory-bytes": int(settings.kv_cache_gib * 2**30),
         }
     module, where = _listening(plan.base_url)
+    if plan.chat_template is not None and module == ENTRY_MODULE:  # colocated, nobody asks it in words
+        flags["chat-template"] = str(plan.chat_template.resolve())
     return [sys.executable, "-m", module, *_argv(where | flags), *_argv(_own_args(settings.args))]
 
 
@@ -98,6 +101,20 @@ def check_cores(settings: VllmSettings, device: Device, where: str = "vllm") -> 
             f"{settings.cores!r} names {missing}, this process may use {sorted(there)}",
             where=f"{where}.cores", cure="Name cores of those, or leave it out",
         )  # fmt: skip
+
+
+def cuda_devices(gpus: Sequence[int], where: str) -> str:
+    """CUDA_VISIBLE_DEVICES of a process that is to have these GPUs of ours: counted among those that we may use."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is None:
+        return ",".join(map(str, gpus))
+    ours = [device.strip() for device in visible.split(",") if device.strip()]
+    if missing := [number for number in gpus if number not in range(len(ours))]:
+        raise UserError(
+            f"{missing} of {list(gpus)}: CUDA_VISIBLE_DEVICES={visible} leaves {len(ours)}, counted from 0",
+            where=where, cure="Count among those, or have more visible",
+        )  # fmt: skip
+    return ",".join(ours[number] for number in gpus)
 
 
 def check_transfer(settings: VllmSettings, device: Device) -> None:
@@ -142,7 +159,7 @@ def server_environment(settings: VllmSettings, device: Device, version: str) -> 
             check_cores(settings, device)
             environment["VLLM_CPU_OMP_THREADS_BIND"] = settings.cores
     elif settings.gpus:
-        environment["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, settings.gpus))
+        environment["CUDA_VISIBLE_DEVICES"] = cuda_devices(settings.gpus, "vllm.gpus")
     return environment
 
 

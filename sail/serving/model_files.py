@@ -30,6 +30,13 @@ def context_length(model_dir: Path) -> int:
     raise ModelDirError("config.json names no context length", where=str(model_dir), cure="Set vllm.max_model_len")
 
 
+def checkpoint_dtype(model_dir: Path) -> str:
+    """The number format the weights were saved in; float32 where config.json does not say."""
+    config = _read_json(model_dir / "config.json")
+    named = [part.get(key) for part in (config, config.get("text_config", {})) for key in ("dtype", "torch_dtype")]
+    return next((str(dtype) for dtype in named if dtype), "float32")
+
+
 def eos_token_ids(model_dir: Path) -> frozenset[int]:
     """All end-of-sequence ids of config.json and generation_config.json (some models have several)."""
     ids: set[int] = set()

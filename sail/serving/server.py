@@ -55,6 +55,7 @@ class VllmServer:
         lora_rank: int | None = None,
         seed: int = 0,
         scores: bool = False,
+        chat_template: Path | None = None,
     ) -> "VllmServer":
         """Start and wait until it answers, at most settings.start_timeout_s.
 
@@ -69,7 +70,9 @@ class VllmServer:
             with reserved_address(settings) as base_url:
                 name = f"sail-{uuid.uuid4().hex[:12]}"
                 length = settings.max_model_len or max_model_len
-                plan = LaunchPlan(model_dir.resolve(), name, version, base_url, device, length, lora_rank, seed, scores)
+                plan = LaunchPlan(
+                    model_dir.resolve(), name, version, base_url, device, length, lora_rank, seed, scores, chat_template
+                )
                 server = _launch(cls, plan, settings, log_path)
                 if server._wait_until_ready(deadline):
                     return server

@@ -1,5 +1,6 @@
 """Why a server did not start: its log read, the known causes turned into a message with a cure."""
 
+import itertools
 import re
 from pathlib import Path
 
@@ -60,6 +61,12 @@ def start_failure(log_path: Path, problem: str) -> UserError | ServerError:
     causes = [line for line in lines if _ERROR_LINE.search(line) and not _HARMLESS.search(line)]
     cause = f"first error: {causes[0].strip()}\n" if causes else ""
     return ServerError(f"the vLLM server {problem}; {cause}its log {log_path} ends:\n{log_tail(log_path)}")
+
+
+def unused_log(folder: Path, name: str) -> Path:
+    """NAME-1.log, or the next that no server has written: in an ablation several engines log to one folder."""
+    numbered = (folder / f"{name}-{number}.log" for number in itertools.count(1))
+    return next(path for path in numbered if not path.exists())
 
 
 def log_tail(log_path: Path) -> str:

@@ -4,19 +4,22 @@ import json
 import math
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from sail.core.artifacts import Artifact, Leaf, leaf
 from sail.core.errors import UserError
 from sail.core.labeler_settings import JudgeLabeler
 from sail.core.records import ScoredGroup
 from sail.core.route_settings import HygieneSettings
 from sail.core.store import Store
 from sail.labeling.evidence import ScoreEvidence, VerdictEvidence
-from sail.labeling.labelers.judge import judge_scorer
+from sail.labeling.labelers.judge import PolicyEndpoint, judge_comparer, judge_scorer
 from sail.labeling.pairing_options import PairingOptions
 from sail.labeling.pairs import pair_responses
 from sail.labeling.scores import score_responses
+from sail.labeling.verdicts import compare_responses
 from sail.testbed.judge import GoldJudge, Json, chat_reply, tagged
 
 from .doubles import make_group
@@ -61,7 +64,20 @@ def test_a_judge_that_follows_the_order_of_presentation_makes_ties_and_is_found_
         once = compared(store, responses, judge_settings(server, both_orders=False))
     assert {(v.verdict, v.p_a, v.forward, v.backward) for v in read_verdicts(both)} == {("tie", 0.5, "A", "B")}
     assert (both.result()["judge/first_share"], both.result()["judge/order_flips"]) == (1.0, 1.0)
-    assert {(v.verdict, v.p_a, v.backward) for v in read_verdicts(once)} == {("A", 1.0, "")}
+    either = {("A", 1.0, "A", ""), ("B", 0.0, "", "B")}
+    assert {(v.verdict, v.p_a, v.forward, v.backward) for v in read_verdicts(once)} <= either
+    assert once.result()["judge/first_share"] == 1.0
+
+
+def test_a_judge_that_is_asked_once_favours_no_place_in_the_list_of_responses(store: Store) -> None:
+    """It prefers what it sees first; whichever response is A, the same of the two is shown first."""
+    groups = [make_group(f"film {n}", f"the film was {n}", f"the book was {n}") for n in range(60)]
+    turned = [make_group(f"film {n}", f"the book was {n}", f"the film was {n}") for n in range(60)]
+    with serving(fixed(verdict("A"))) as server:
+        settings = judge_settings(server, both_orders=False)
+        one, other = (read_verdicts(compared(store, write_groups(store, way), settings)) for way in (groups, turned))
+    assert 18 <= sum(v.verdict == "A" for v in one) <= 42  # of 60 fair draws, within 3 deviations
+    assert [v.p_a for v in other] == [None if v.p_a is None else 1.0 - v.p_a for v in one]
 
 
 def slow(body: Json) -> tuple[int, bytes]:
@@ -81,7 +97,7 @@ WRONG = {
     "nothing": (fixed(""), "no JSON"),
     "a crash": (lambda body: (500, b"out of memory"), "HTTP 500"),
     "a refusal": (lambda body: (400, b"context length exceeded"), "HTTP 400"),
-    "silence": (slow, "ReadTimeout"),
+    "silence": (slow, "no answer within 0.2 s (timeout_s)"),
 }
 
 
@@ -191,13 +207,91 @@ def test_letters_that_are_not_there_are_an_error_and_variants_are_added_up(store
     with serving(lambda body: chat_reply("The", tokens)) as server:
         settings = judge_settings(server, use_logprobs=True, both_orders=False)
         (said,) = read_verdicts(compared(store, write_groups(store, groups), settings))
-    assert said.p_a == pytest.approx(0.75, abs=1e-12)
-    with serving(lambda body: chat_reply("The", {"The": -0.1})) as server:
-        settings = judge_settings(server, use_logprobs=True, concurrency=1)
-        other = [make_group("book", GOOD, BAD)]
-        (said,) = read_verdicts(compared(store, write_groups(store, other), settings))
-    assert (said.verdict, said.p_a) == ("error", None)
-    assert "neither A nor B" in said.problem
+    assert said.p_a == pytest.approx(0.75 if said.forward else 0.25, abs=1e-12)  # what was shown first has 3/4
+    rather_not = [{"The": -0.1}, {"The": math.log(0.91), "A": math.log(0.08), "B": math.log(0.01)}]
+    for number, elsewhere in enumerate(rather_not):
+        with serving(lambda body, tokens=elsewhere: chat_reply("The", tokens)) as server:
+            settings = judge_settings(server, use_logprobs=True, concurrency=1)
+            other = [make_group(f"book {number}", GOOD, BAD)]
+            (said,) = read_verdicts(compared(store, write_groups(store, other), settings))
+        assert (said.verdict, said.p_a) == ("error", None)
+        assert f"A and B have {0.09 * number:.2g} of the first token's probability" in said.problem
+
+
+def test_a_policy_that_judges_is_asked_in_the_runs_own_words(store: Store, tmp_path: Path) -> None:
+    """Its chat template and the template's switches are part of the question, so of the verdicts' key too."""
+    responses, turns = write_groups(store, GROUPS[:1]), tmp_path / "turns.jinja"
+    turns.write_text("{{ messages }}")
+    policy, switches = Leaf(tmp_path, "p0l1cy"), {"enable_thinking": False}
+    with serving(Recorder(SURE)) as server:
+
+        def judged(*told: Any) -> Artifact:
+            endpoint = PolicyEndpoint(policy, lambda: (server.url, "policy"), *told)
+            judge = judge_comparer("own", JudgeLabeler(url="policy"), endpoint)
+            return compare_responses(store, responses, judge, "all")
+
+        bare, templated, switched = judged(), judged(leaf(turns)), judged(None, switches)
+        asked = [body.get("chat_template_kwargs") for body in server.reply.asked]  # type: ignore[attr-defined]
+    assert asked == [None] * 12 + [switches] * 6
+    assert len({bare.key, templated.key, switched.key}) == 3
+
+
+def test_a_proxy_of_the_environment_stands_before_strangers_and_not_before_the_runs_own_server(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """127.1 is this machine, by a name that is not known for it; nobody listens at the proxy."""
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
+    for name in ("NO_PROXY", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    responses, shares = write_groups(store, GROUPS[:1]), []
+    with serving(SURE) as server:
+        url = server.url.replace("127.0.0.1", "127.1")
+        stranger = judge_settings(server, url=url)
+        own = JudgeLabeler(url="policy", max_retries=0)
+        for settings, endpoint in ((stranger, None), (own, PolicyEndpoint(Leaf(tmp_path, "p"), lambda: (url, "m")))):
+            judged = compare_responses(store, responses, judge_comparer("judge", settings, endpoint), "all")
+            shares.append(judged.result()["judge/error_share"])
+    assert shares == [1.0, 0.0]
+
+
+def test_a_policys_server_that_dies_while_it_judges_is_opened_again_and_asked_once_more(
+    store: Store, tmp_path: Path
+) -> None:
+    responses = write_groups(store, GROUPS)
+    with serving(Recorder(SURE)) as server:
+        addresses = ["http://127.0.0.1:9", server.url, server.url]
+        endpoint = PolicyEndpoint(Leaf(tmp_path, "p0l1cy"), lambda: (addresses.pop(0), "policy"))
+        judge = judge_comparer("own", JudgeLabeler(url="policy", max_retries=0, max_error_share=0.0), endpoint)
+        artifact = compare_responses(store, responses, judge, "all")
+        assert artifact.result()["judge/error_share"] == 0.0
+        assert (len(server.reply.asked), len(addresses)) == (2 * PAIRS, 1)  # type: ignore[attr-defined]
+        recorder: Recorder = server.reply  # type: ignore[assignment]
+        recorder.reply = lambda body: (500, b"out of memory")
+        other = write_groups(store, [make_group("film in bern", GOOD, BAD)])
+        with pytest.raises(UserError, match="2 of 2 questions"):  # it lives: it is not opened again
+            compare_responses(store, other, judge, "all")
+    assert addresses == []
+
+
+def test_no_answer_of_other_weights_than_the_policys_is_kept(store: Store, tmp_path: Path) -> None:
+    """The second shard was answered while somebody gave the server other weights."""
+    responses, looks = write_groups(store, [make_group(f"film {n}", GOOD, BAD) for n in range(70)]), []
+
+    def unchanged() -> None:
+        looks.append(len(server.reply.asked))  # type: ignore[attr-defined]
+        if len(looks) == 2:
+            raise UserError("it was given other weights", where="vllm.server_urls", cure="")
+
+    with serving(Recorder(SURE)) as server:
+        endpoint = PolicyEndpoint(Leaf(tmp_path, "p0l1cy"), lambda: (server.url, "policy"), unchanged=unchanged)
+        judge = judge_comparer("own", JudgeLabeler(url="policy"), endpoint)
+        with pytest.raises(UserError, match="other weights"):
+            compare_responses(store, responses, judge, "all")
+        (book,) = store.root.glob("*/answers.jsonl")
+        assert len(book.read_text().splitlines()) == 2 * judge.shard_size
+        artifact = compare_responses(store, responses, judge, "all")
+    assert looks == [128, 140, 152], "the first shard is not asked again, the second is"
+    assert artifact.result()["judge/error_share"] == 0.0
 
 
 def test_points_are_scores_and_a_missing_one_leaves_its_pairs_out(store: Store) -> None:

@@ -39,6 +39,8 @@ def letters_policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with one_thread():
         model = new_model(BuildSettings(), tokenizer)
         fit(model, batches(), 60, 5e-3)
+    (folder / "turns.jinja").write_text(f"{{% if spoken %}}{tokenizer.chat_template}{{% endif %}}")
+    tokenizer.chat_template = None  # a server that is not given the run's file refuses every question
     tokenizer.save_pretrained(folder / "sft")
     model.save_pretrained(folder / "sft")
     rows = [{"prompt": [{"role": "user", "content": prompt}]} for prompt in prompts]
@@ -56,6 +58,8 @@ def test_the_policy_judges_its_own_samples_in_both_orders_at_the_weights_that_dr
     config = {
         "preset": "osp",
         "model_name_or_path": str(letters_policy / "sft"),
+        "chat_template": str(letters_policy / "turns.jinja"),
+        "chat_template_kwargs": {"spoken": True},
         "data": {"prompts": {"path": str(letters_policy / "prompts.jsonl")}},
         "prompts": {"from": "prompts"},
         "labelers": {

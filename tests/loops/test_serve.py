@@ -15,7 +15,7 @@ pytestmark = [pytest.mark.vllm, pytest.mark.timeout(900)]
 _STARTED_WITHIN_S = 400.0
 
 
-def test_a_served_model_takes_another_commands_adapters_and_ends_with_ctrl_c(
+def test_the_doctor_only_looks_at_a_served_model_which_ends_with_ctrl_c(
     testbed: Path, sail: Zygote, tmp_path: Path
 ) -> None:
     settings = small_config(testbed, lora={"r": 4})
@@ -27,7 +27,8 @@ def test_a_served_model_takes_another_commands_adapters_and_ends_with_ctrl_c(
         family = descendants(server.pid)
         checked = sail.run("doctor", config, "vllm.mode=external", f"vllm.server_urls=['{url}']", cwd=tmp_path)
         assert checked.returncode == 0, checked.err
-        assert checked.out.count("load adapter; server and trainer differ by") == 2, "the model, then an adapter on it"
+        untouched = rf"{url}  holds \w+ in float32, given weights 0 times; adapters: none; \d+ tokens"
+        assert re.search(untouched, checked.out), "a run may be sampling from it"
     finally:
         server.send(signal.SIGINT)
         assert server.wait().returncode == 130

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from sail.core.artifacts import leaf
+from sail.core.artifacts import Leaf, leaf
 from sail.core.run_settings import LoraSettings
 from sail.generation.vllm_engine import VllmEngine
 from sail.serving.client import CompletionRequest
@@ -132,6 +132,19 @@ def test_an_adapter_may_be_merged_into_a_copy_instead(policy_server, base, adapt
     engine.use(leaf(tiny_policies["tied-a"].path))  # what the session's server is taken to hold
     engine.close()
     assert not (tmp_path / "merged").exists()
+
+
+def test_a_resumed_run_calls_the_base_of_its_adapter_as_the_run_before_did(base, adapters, tiny_policies, tmp_path):
+    """A Hub model is called by its commit, and its folder's content would be another name: all weights anew."""
+    settings = SETTINGS.replace(mode="external", server_urls=(base.base_url,))
+    start, adapter = Leaf(tiny_policies["tied-a"].path, "c0mm1t"), leaf(adapters[2].path)
+    for attempt, policies in {"fresh": (start, adapter), "resumed": (adapter,)}.items():
+        engine = VllmEngine(settings, tmp_path / attempt, LoraSettings(r=LORA_RANK))
+        engine.remember(start)
+        for policy in policies:
+            engine.use(policy)
+        engine.close()
+        assert last_sync(tmp_path / attempt)["way"] == "load adapter", attempt
 
 
 def make_served(adapter, folder, version):

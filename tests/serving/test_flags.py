@@ -22,6 +22,11 @@ CPU_ONLY = {
 }
 
 
+@pytest.fixture(autouse=True)
+def all_gpus_visible(monkeypatch):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+
+
 def plan(device="cpu", max_model_len=1024, base_url="http://127.0.0.1:8123") -> LaunchPlan:
     return LaunchPlan(Path("/models/m"), "sail-1", "3fa9", base_url, device, max_model_len, lora_rank=None, seed=3)
 
@@ -35,6 +40,15 @@ def test_on_cpu_a_prompt_fits_into_one_batch():
     assert set(argv) >= CPU_ONLY
     assert (value(argv, "--max-num-batched-tokens"), value(argv, "--dtype")) == ("9000", "float32")
     assert value(argv, "--kv-cache-memory-bytes") == str(2**30)
+
+
+def test_gpus_are_counted_among_those_this_process_may_use(monkeypatch):
+    """0 of a job that was given 4 to 7 is its 4, and somebody else's 0."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5, GPU-3fa9 ,7")
+    environment = server_environment(VllmSettings(gpus=(2, 0)), "gpu", "3fa9")
+    assert environment["CUDA_VISIBLE_DEVICES"] == "GPU-3fa9,4"
+    with pytest.raises(UserError, match=r"vllm\.gpus: \[4\] of \[0, 4\]: CUDA_VISIBLE_DEVICES=.* leaves 4"):
+        server_environment(VllmSettings(gpus=(0, 4)), "gpu", "3fa9")
 
 
 def test_a_gpu_server_has_no_cpu_flags_and_its_own_devices():
@@ -152,9 +166,18 @@ def test_args_are_passed_through_last():
     ]  # fmt: skip
 
 
-def test_args_sail_owns_are_refused():
-    with pytest.raises(UserError, match=r"vllm\.args: port cannot be passed through"):
-        server_command(plan(), VllmSettings(args={"port": 1}))
+@pytest.mark.parametrize("key", ["port", "chat_template"])
+def test_args_sail_owns_are_refused(key):
+    with pytest.raises(UserError, match=rf"vllm\.args: {key.replace('_', '-')} cannot be passed through"):
+        server_command(plan(), VllmSettings(args={key: 1}))
+
+
+def test_a_runs_chat_template_is_given_to_a_server_that_can_be_asked_in_words():
+    own = replace(plan(), chat_template=Path("/runs/turns.jinja"))
+    assert value(server_command(own, VllmSettings()), "--chat-template") == "/runs/turns.jinja"
+    assert "--chat-template" not in server_command(plan(), VllmSettings())
+    colocated = replace(own, base_url="unix:/tmp/sail-1/engine")
+    assert "--chat-template" not in server_command(colocated, VllmSettings(mode="colocate"))
 
 
 def test_without_vllm_the_message_says_what_to_install():

@@ -106,3 +106,7 @@ def test_a_server_that_another_run_uses_meanwhile_gives_no_sample_of_its_weights
         assert drawn == {position: alone[position] for position in drawn}
         run.serve(served(ours))
         assert dict(run.complete_many(REQUESTS)) == alone, "the same command goes on"
+        run.clients[0].refuse_other_weights()
+        other.serve(served(theirs))
+        with pytest.raises(UserError, match=r"vllm\.server_urls: .* was given other weights"):
+            run.clients[0].refuse_other_weights()  # what a judge at url: policy asks before its answers are kept

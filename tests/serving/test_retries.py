@@ -1,13 +1,16 @@
 """Retries are bounded, and only what may pass is tried again: against a small real HTTP server that
 misbehaves."""
 
+import re
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from email.utils import formatdate
 
 import pytest
 
+from sail.serving.chat import ChatEndpoint
 from sail.serving.client import CompletionRequest, ServerClient, complete_over
 from sail.serving.errors import AbandonedError, ServerError, ServerLostError
 from tests.answering import Reply, answering
@@ -58,6 +61,69 @@ def test_retries_are_bounded(step):
         with pytest.raises(ServerError, match="failed 3 times"):
             client.complete(REQUEST)
         assert len(asked) == QUICK.max_retries + 1
+
+
+def test_a_server_that_is_too_slow_is_sent_half_as_many_at_once():
+    leaving, at_once, count = threading.Event(), [], threading.Lock()
+    hangs = [True] * QUICK.concurrency
+
+    def complete(_: dict) -> Reply:
+        if hangs and hangs.pop():
+            leaving.wait(30.0)
+            return None
+        with count:
+            at_once.append(at_once[-1] + 1 if at_once else 1)
+        time.sleep(0.05)
+        with count:
+            at_once.append(at_once[-1] - 1)
+        return 200, {"choices": [GOOD]}
+
+    requests = [CompletionRequest((1, 2, 3), n=1, seed=number, max_tokens=2) for number in range(20)]
+    with answering(complete, max_model_len=64) as (url, asked):
+        client = ServerClient(url, model=None, settings=QUICK)
+        try:
+            assert len(list(client.complete_many(requests))) == 20
+        finally:
+            leaving.set()
+    assert max(at_once) == QUICK.concurrency // 2
+    assert len(asked) == 20 + QUICK.concurrency
+
+
+def test_slow_is_not_called_dead():
+    with misbehaving(*["hang"] * 9) as (client, _):
+        hasty = ServerClient(client.base_url, model=None, settings=QUICK.replace(request_timeout_s=0.2, max_retries=1))
+        cure = r"no answer within 0\.2 s \(vllm\.request_timeout_s\).*raise vllm\.request_timeout_s, or lower"
+        with pytest.raises(ServerLostError, match=cure):
+            hasty.complete(REQUEST)
+
+
+def test_a_reload_has_the_time_of_a_start():
+    def reload(_: dict) -> Reply:
+        time.sleep(0.5)
+        return 200, {"results": [{"version": "a"}]}
+
+    with answering(reload, max_model_len=64) as (url, _):
+        client = ServerClient(url, model=None, settings=QUICK.replace(request_timeout_s=0.2))
+        assert client.collective_rpc("sail_reload") == [{"version": "a"}]
+        with pytest.raises(ServerError, match=r"no answer within 0\.2 s \(vllm\.request_timeout_s\)"):
+            client.collective_rpc("sail_state")
+
+
+@pytest.mark.parametrize("dated", [False, True])
+def test_a_judge_that_limits_its_rate_is_given_the_time_it_asks_for(dated):
+    asked_at = []
+
+    def limited(_: dict) -> Reply:
+        asked_at.append(time.monotonic())
+        after = formatdate(time.time() + 2.0, usegmt=True) if dated else "1"  # a date has whole seconds
+        return (200, {"choices": []}) if len(asked_at) == 2 else (429, {"error": "slowly"}, {"Retry-After": after})
+
+    with answering(limited, max_model_len=64) as (url, _):
+        assert list(ChatEndpoint(url, max_retries=1).ask_many([{}])) == [(0, {"choices": []})]
+        assert asked_at[1] - asked_at[0] >= 0.9, "not after a quarter of a second"
+        [(_, error)] = ChatEndpoint(url, max_retries=0).ask_many([{}])
+    told = r"failed 1 times \(it limits its rate: lower concurrency or raise max_retries\), at last with .*HTTP 429"
+    assert re.match(told, str(error))
 
 
 def test_a_refusal_is_not_tried_again():

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from itertools import pairwise
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
@@ -28,6 +29,7 @@ from tests.serving_fixtures import SETTINGS
 
 QUICK = SETTINGS.replace(mode="external", max_retries=2, concurrency=4, request_timeout_s=2.0)
 PAD = 0
+_CHECKPOINTS = TemporaryDirectory()
 ROWS = [[1, 2, 3], [4, 5], [6, 7, 8, 9], [3, 3], [5, 1, 2]]
 
 
@@ -62,8 +64,11 @@ def at(*urls: str) -> RewardServer:
     return RewardServer(QUICK.replace(server_urls=urls), Path(), "rm")
 
 
-def model(version: str = "a", shift: float = 0.0) -> ServedReward:
-    return ServedReward(Path("/models/rm"), version, PAD, lambda rows: [toy(row) + shift for row in rows])
+def model(version: str = "a", shift: float = 0.0, dtype: str = "float32") -> ServedReward:
+    folder = Path(_CHECKPOINTS.name) / dtype
+    folder.mkdir(exist_ok=True)
+    (folder / "config.json").write_text(json.dumps({"dtype": dtype}))
+    return ServedReward(folder, version, PAD, lambda rows: [toy(row) + shift for row in rows])
 
 
 def test_rows_are_scored_in_their_order_as_token_ids_and_raw(tmp_path: Path) -> None:
@@ -118,6 +123,15 @@ def test_a_server_with_other_scores_than_the_trainers_is_refused() -> None:
         at(url).score(model(shift=0.01), ROWS)
     with misbehaving() as (url, _), pytest.raises(UserError, match=r"labelers\.rm\.vllm"):
         at(url).score(model(shift=float("nan")), ROWS)
+
+
+def test_a_server_elsewhere_is_checked_to_the_precision_of_its_number_format() -> None:
+    """Where vllm.dtype does not say, that of the checkpoint."""
+    with misbehaving() as (url, _):
+        at(url).score(model(shift=0.01, dtype="bfloat16"), ROWS)
+        RewardServer(QUICK.replace(server_urls=(url,), dtype="bfloat16"), Path(), "rm").score(model(shift=0.01), ROWS)
+        with pytest.raises(UserError, match=r"as float32 allows.*vllm\.dtype, or set vllm\.verify_tolerance"):
+            at(url).score(model(shift=0.01), ROWS)
 
 
 def test_a_row_longer_than_the_server_takes_is_named() -> None:

@@ -18,7 +18,7 @@ from sail.serving.errors import ServerError
 from sail.serving.ports import reserved_port
 from sail.serving.processes import descendants
 from sail.serving.server import VllmServer
-from sail.serving.start_failures import start_failure
+from sail.serving.start_failures import start_failure, unused_log
 from tests.serving_fixtures import SETTINGS
 
 ALL_GONE_S = 30.0
@@ -130,6 +130,22 @@ def test_a_known_cause_is_one_line_with_its_cure(tmp_path, line, told):
     error = start_failure(log, "did not start")
     assert isinstance(error, UserError) and "\n" not in str(error)
     assert re.search(told, str(error))
+
+
+@pytest.mark.parametrize("host", ["::1", "no-such-machine.invalid", "192.0.2.1"])
+def test_an_address_that_is_not_this_machines_is_the_users_mistake(host):
+    with pytest.raises(UserError, match=rf"vllm\.host: '{host}' is no address a server can listen at here"):  # noqa: SIM117
+        with reserved_port(0, host):
+            pass
+
+
+def test_a_servers_log_never_takes_the_place_of_an_earlier_ones(tmp_path):
+    """An ablation opens an engine for each of its settings, and all log to one folder."""
+    for expected in ("vllm-1.log", "vllm-2.log"):
+        log = unused_log(tmp_path, "vllm")
+        assert log.name == expected
+        log.write_text("why it did not start")
+    assert unused_log(tmp_path, "rm-vllm").name == "rm-vllm-1.log"
 
 
 def still_alive_after(pids: list[int], timeout_s: float) -> list[int]:

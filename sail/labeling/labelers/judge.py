@@ -1,13 +1,14 @@
 """A language model as a judge, behind any OpenAI-compatible endpoint (Zheng et al. 2306.05685).
 
-Pairs (OAIF, 2402.04792): p is the mean over both orders of presentation, from the answers or from the token log-probs
-of "A" and "B" (OSP, 2405.14103). Single responses: 0..5 additive points (self-rewarding, 2401.10020).
+Pairs (OAIF, 2402.04792): p is the mean over both orders of presentation, or of a drawn one, from the answers or from
+the token log-probs of "A" and "B" (OSP, 2405.14103). Single responses: 0..5 additive points (self-rewarding,
+2401.10020).
 """
 
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,10 +16,11 @@ from sail.core.artifacts import Keyed, Leaf
 from sail.core.errors import UserError
 from sail.core.labeler_settings import POLICY_URL, JudgeLabeler
 from sail.core.records import Comparison, Example, content_hash
-from sail.core.seeds import derive_seed
+from sail.core.seeds import derive_seed, uniform
 from sail.core.store import Workspace
-from sail.labeling.answers import AnswerBook
+from sail.labeling.answers import Answer, AnswerBook
 from sail.labeling.judge_questions import (
+    LEAST_MASS,
     Reading,
     UnreadableReplyError,
     answer_of,
@@ -31,7 +33,7 @@ from sail.labeling.judge_questions import (
 )
 from sail.labeling.labeler_row import Comparer, Labeler, PairAnswer, PairLabeler, Scorer
 from sail.serving.chat import ChatEndpoint, Outcome
-from sail.serving.errors import RequestRefusedError, ServerError
+from sail.serving.errors import RequestRefusedError, ServerError, ServerLostError
 
 _REFUSED_FOR_ALL = (401, 403, 404)  # no key, no right, no such model: the next question would fare no better
 _SEED_LIMIT = 1 << 31  # what the narrowest endpoints take
@@ -41,7 +43,10 @@ class PolicyEndpoint(NamedTuple):
     """The server of the run's own policy, for judges at url: policy."""
 
     policy: Keyed
-    open: Callable[[], tuple[str, str]]  # its address and model name; starts it if need be
+    open: Callable[[], tuple[str, str]]  # its address and model name; starts it if need be, again if it died
+    template: Keyed | None = None  # the run's chat template, which the server was given; None: the policy's own
+    template_kwargs: Mapping[str, Any] = {}
+    unchanged: Callable[[], None] = lambda: None  # UserError where its server was given other weights since `open`
 
 
 def judge_scorer(name: str, settings: JudgeLabeler, endpoint: PolicyEndpoint | None = None) -> Labeler:
@@ -52,7 +57,7 @@ def judge_scorer(name: str, settings: JudgeLabeler, endpoint: PolicyEndpoint | N
         judge = _open(name, settings, template, source, endpoint, workspace)
         return judge.scores
 
-    return Labeler(name, source, _recipe(settings, template), open_judge)
+    return Labeler(name, source, _recipe(settings, template, endpoint), open_judge)
 
 
 def judge_comparer(name: str, settings: JudgeLabeler, endpoint: PolicyEndpoint | None = None) -> PairLabeler:
@@ -63,7 +68,7 @@ def judge_comparer(name: str, settings: JudgeLabeler, endpoint: PolicyEndpoint |
         judge = _open(name, settings, template, source, endpoint, workspace)
         return judge.compare
 
-    return PairLabeler(name, source, _recipe(settings, template), open_judge)
+    return PairLabeler(name, source, _recipe(settings, template, endpoint), open_judge)
 
 
 def _identity(name: str, settings: JudgeLabeler, endpoint: PolicyEndpoint | None) -> tuple[Keyed, str]:
@@ -75,9 +80,18 @@ def _identity(name: str, settings: JudgeLabeler, endpoint: PolicyEndpoint | None
     return endpoint.policy, template
 
 
-def _recipe(settings: JudgeLabeler, template: str) -> dict[str, Any]:
-    """What can change an answer; the template counts by its text."""
-    return settings.recipe() | {"template": content_hash(template)}
+def _recipe(settings: JudgeLabeler, template: str, endpoint: PolicyEndpoint | None = None) -> dict[str, Any]:
+    """What can change an answer; templates, the question's and the chat's, count by their text."""
+    recipe = settings.recipe() | {"template": content_hash(template)}
+    if settings.question == "pairwise" and not settings.both_orders:
+        recipe["shown_first"] = "drawn"
+    if settings.use_logprobs:
+        recipe["least_mass"] = LEAST_MASS
+    if endpoint is not None and endpoint.template is not None:
+        recipe["chat_template"] = endpoint.template.key
+    if endpoint is not None and endpoint.template_kwargs:
+        recipe["chat_template_kwargs"] = dict(endpoint.template_kwargs)
+    return recipe
 
 
 def _open(
@@ -89,8 +103,11 @@ def _open(
     workspace: Workspace,
 ) -> "Judge":
     url, model = (settings.url, str(settings.model)) if endpoint is None else endpoint.open()
-    chat = ChatEndpoint(url, _api_key(name, settings), settings.timeout_s, settings.max_retries, settings.concurrency)
-    return Judge(name, settings, template, source.key, chat, model, AnswerBook(workspace.path))
+    chat = ChatEndpoint(
+        url, _api_key(name, settings), settings.timeout_s, settings.max_retries, settings.concurrency,
+        ours=endpoint is not None,
+    )  # fmt: skip
+    return Judge(name, settings, template, source.key, chat, model, AnswerBook(workspace.path), endpoint)
 
 
 def _api_key(name: str, settings: JudgeLabeler) -> str | None:
@@ -116,18 +133,27 @@ class Judge:
     chat: ChatEndpoint
     model: str
     book: AnswerBook
+    endpoint: PolicyEndpoint | None = None
     num_questions: int = 0
     num_errors: int = 0
 
     def compare(self, comparisons: Sequence[Comparison]) -> list[PairAnswer]:
         """One answer per comparison. UserError once more than max_error_share of all questions have failed."""
-        orders = 2 if self.settings.both_orders else 1
-        questions = []
-        for pair in comparisons:
-            questions += [self._question(messages=pair.prompt, a=pair.a, b=pair.b)]
-            questions += [self._question(messages=pair.prompt, a=pair.b, b=pair.a)] * (orders - 1)
-        readings = self._ask(questions)
-        return [_pair_answer(readings[place : place + orders]) for place in range(0, len(readings), orders)]
+        shown = [self._orders(pair) for pair in comparisons]
+        sides = [
+            (pair.prompt, *((pair.a, pair.b) if a_first else (pair.b, pair.a)))
+            for pair, orders in zip(comparisons, shown, strict=True)
+            for a_first in orders
+        ]
+        readings = iter(self._ask([self._question(messages=chat, a=first, b=second) for chat, first, second in sides]))
+        return [_pair_answer({a_first: next(readings) for a_first in orders}) for orders in shown]
+
+    def _orders(self, pair: Comparison) -> tuple[bool, ...]:
+        """Whether A is shown first, of each question; of a single one a draw by the texts, whichever of them is A."""
+        if self.settings.both_orders:
+            return (True, False)
+        first, second = sorted((pair.a, pair.b))
+        return ((uniform("judge_side", first, second) < 0.5) == (pair.a == first),)
 
     def scores(self, examples: Sequence[Example]) -> list[float]:
         """Mean points of each response, nan for a counted error."""
@@ -150,19 +176,40 @@ class Judge:
 
     def _body(self, question: str, repeat: int) -> dict[str, Any]:
         body = request(self.settings, question)
+        if self.endpoint is not None and self.endpoint.template_kwargs:
+            body["chat_template_kwargs"] = dict(self.endpoint.template_kwargs)
         if self.settings.temperature > 0 or self.settings.use_logprobs:
             body["seed"] = derive_seed("judge", question, repeat) % _SEED_LIMIT
         return body
 
     def _fill(self, bodies: Mapping[str, dict[str, Any]]) -> dict[str, str]:
-        """Ask what the book does not hold; question -> problem where no answer came, to be asked again next time."""
-        failed, keys = {}, list(bodies)
+        """Ask what the book does not hold; question -> problem where no answer came, to be asked again next time.
+
+        What a policy's server left unanswered because it died is asked once more, of the one that is started then.
+        """
+        failed = self._ask_once(bodies)
+        lost = {key: bodies[key] for key, error in failed.items() if isinstance(error, ServerLostError)}
+        if lost and self.endpoint is not None:
+            url, self.model = self.endpoint.open()
+            self.chat = replace(self.chat, url=url)
+            failed = {key: error for key, error in failed.items() if key not in lost} | self._ask_once(lost)
+        return {key: str(error) for key, error in failed.items()}
+
+    def _ask_once(self, bodies: Mapping[str, dict[str, Any]]) -> dict[str, Exception]:
+        """Answers enter the book as they come; a policy's once its server is seen to hold the weights they are to be
+        of."""
+        failed: dict[str, Exception] = {}
+        held: dict[str, Answer] = {}
+        keys, keep = list(bodies), self.book.put if self.endpoint is None else held.__setitem__
         for position, outcome in self.chat.ask_many([{"model": self.model, **body} for body in bodies.values()]):
-            key = keys[position]
             try:
-                self.book.put(key, answer_of(self._reply(outcome)))
+                keep(keys[position], answer_of(self._reply(outcome)))
             except (ServerError, UnreadableReplyError) as error:
-                failed[key] = str(error)
+                failed[keys[position]] = error
+        if self.endpoint is not None:
+            self.endpoint.unchanged()
+        for key, answer in held.items():
+            self.book.put(key, answer)
         return failed
 
     def _reply(self, outcome: Outcome) -> Mapping[str, Any]:
@@ -191,10 +238,9 @@ class Judge:
             )  # fmt: skip
 
 
-def _pair_answer(readings: Sequence[Reading]) -> PairAnswer:
-    """Both orders as one: the second was asked with the responses in each other's place."""
-    forward, *rest = readings
-    backward = [turned(reading) for reading in rest]
-    both = combined([forward, *backward])
-    said = backward[0].verdict if backward else ""
-    return PairAnswer(both.verdict, both.value, forward.verdict, said, both.problem)
+def _pair_answer(readings: Mapping[bool, Reading]) -> PairAnswer:
+    """One or both orders as one answer, by whether A was shown first."""
+    of_a = {a_first: reading if a_first else turned(reading) for a_first, reading in readings.items()}
+    whole = combined([*of_a.values()])
+    said = {a_first: reading.verdict for a_first, reading in of_a.items()}
+    return PairAnswer(whole.verdict, whole.value, said.get(True, ""), said.get(False, ""), whole.problem)
