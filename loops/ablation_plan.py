@@ -64,12 +64,13 @@ def _figures(ablation: Ablation, plans: Mapping[str, PlanBuilder]) -> Table:
     checkpoints = sum(stage.artifact.stage == "checkpoint" for stage in new)
     phases = [phase for each in settings for phase in each.phases]
     sampled = sum(_sampled_tokens(stage, phases) for stage in new)
-    update = max(stage.total for each in settings for stage in stages(each, shape) if stage.stage == "update")
+    updates = [stage.total for each in settings for stage in stages(each, shape) if stage.stage == "update"]
     checkpoint = max(checkpoint_bytes(each, shape) for each in settings)
     free = shutil.disk_usage(existing(first.store.root)).free
     table = Table("figure", "size", "of what", show_header=False)
     table.add_row("weights", f"{count_weights(model.path):,}", "of the first run's starting policy")
-    table.add_row("update", size(update), "of memory at most, one run at a time")
+    if updates:
+        table.add_row("update", size(max(updates)), "of memory at most, one run at a time")
     table.add_row("sampled tokens", f"{sampled:,}", "at most, where per_round is set")
     table.add_row("disk", size(checkpoint * checkpoints), f"for {checkpoints} new checkpoints; {size(free)} free")
     return table

@@ -48,8 +48,7 @@ def check_run(settings: RunSettings, engines: Iterable[str]) -> list[str]:
         for name, route in phase.routes.items():
             warnings += _check_route(phase, name, route, settings)
     check_labelers(settings)
-    _check_penalty(settings)
-    return warnings
+    return warnings + _check_penalty(settings)
 
 
 def _other_meanings(settings: RunSettings) -> list[str]:
@@ -134,8 +133,8 @@ def _check_linear_alignment(phase: PhaseSettings) -> None:
         )  # fmt: skip
 
 
-def _check_penalty(settings: RunSettings) -> None:
-    """It lowers scores of samples. One that phases share has to find such scores in one of them."""
+def _check_penalty(settings: RunSettings) -> list[str]:
+    """It lowers scores of samples; an arm of an ablation, or one of several phases, may have none."""
     phases = [phase for phase in settings.phases if phase.hygiene.missing_eos_penalty]
     for phase in phases:
         if phase.hygiene.truncated == "drop":
@@ -145,11 +144,11 @@ def _check_penalty(settings: RunSettings) -> None:
             )  # fmt: skip
     routes = [(phase, route) for phase in phases for route in phase.routes.values() if route.share != 0]
     if phases and not any(route.samples and _reads_scores(phase, route, settings) for phase, route in routes):
-        raise UserError(
-            "a penalty on scores, and no route labels its samples by scores",
-            where=f"{phases[0].name}: hygiene.missing_eos_penalty",
-            cure="Leave it out, or label samples by somebody who scores responses (a reward model, a callable)",
-        )  # fmt: skip
+        return [
+            f"{phases[0].name}: hygiene.missing_eos_penalty does nothing: no route labels its samples by scores (of a "
+            "reward model, a callable)"
+        ]
+    return []
 
 
 def _reads_scores(phase: PhaseSettings, route: RouteSettings, settings: RunSettings) -> bool:

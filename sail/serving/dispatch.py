@@ -3,10 +3,10 @@
 Every request goes to the server with the fewest in flight. What fails in a way that may pass (a disconnect, a
 timeout, a 5xx, an aborted sample) goes back to the queue, for whichever server is free next: the seed makes a second
 try give the same bits, and a score is no draw. A server that fails rests a little, is then tried with a single request,
-and is left alone after vllm.max_retries further failures in a row. One that did not answer in time is from then on sent
-half as many at once. When the queue is empty, requests that a slow server holds for far longer than any other took are
-sent a second time, to an idle one; the first answer counts. A server that others can reach is looked at after every
-answer: one that was given other weights meanwhile ends the call.
+and is left alone after vllm.max_retries further failures in a row. One that did not answer in time is sent half as many
+at once, and slowly more again as it answers. When the queue is empty, requests that a slow server holds for far longer
+than any other took are sent a second time, to an idle one; the first answer counts. A server that others can reach is
+looked at after every answer: one that was given other weights meanwhile ends the call.
 """
 
 import asyncio
@@ -41,6 +41,7 @@ _FIRST_REST_S, _LONGEST_REST_S = 0.25, 8.0
 _LONGEST_WAIT_S = 60.0  # that a server may ask for
 _CURE_OF_A_LIMIT = " (it limits its rate: lower concurrency or raise max_retries)"
 _POLL_S = 0.05
+_RECOVERY = 8  # answers, in units of vllm.concurrency, until a server that was sent next to nothing is sent all again
 _OVERDUE = 3.0  # times the slowest answer so far
 _OVERDUE_AT_LEAST_S = 1.0
 _WINDOW = 8  # requests beyond the first unfinished one that may be under way, in units of what is in flight
@@ -99,7 +100,7 @@ class Lane(Generic[_Request, _Answer]):
     http: httpx.AsyncClient | None = None
     in_flight: int = 0
     failures: int = 0  # in a row
-    share: float = 1.0  # of vllm.concurrency that it is sent; halved when it was too slow
+    share: float = 1.0  # of vllm.concurrency that it is sent; halved when it was too slow, answers raise it again
     rests_until: float = 0.0
     problem: str = ""
     lost: bool = False
@@ -110,6 +111,10 @@ class Lane(Generic[_Request, _Answer]):
         """Whether it may be sent a request: one at a time while it is failing."""
         allowed = 1 if self.failures else max(1, int(self.share * concurrency)) + self.waiting
         return not self.lost and now >= self.rests_until and self.in_flight < allowed
+
+    def answered(self, concurrency: int) -> None:
+        self.failures = 0
+        self.share = min(1.0, self.share + 1 / (_RECOVERY * concurrency))
 
     def failed(self, started: float, error: ServerError, max_retries: int) -> None:
         """Count a failure, unless the request was sent before the last one was known."""
@@ -241,7 +246,7 @@ class Dispatcher(Generic[_Request, _Answer]):
             raise _placed(error, flight.position)
 
     async def _answered(self, flight: _Flight, answer: _Answer) -> None:
-        flight.lane.failures = 0
+        flight.lane.answered(self.settings.concurrency)
         self._slowest_s = max(self._slowest_s, time.monotonic() - flight.started)
         if flight.position in self._finished:
             return

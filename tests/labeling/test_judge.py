@@ -20,6 +20,7 @@ from sail.labeling.pairing_options import PairingOptions
 from sail.labeling.pairs import pair_responses
 from sail.labeling.scores import score_responses
 from sail.labeling.verdicts import compare_responses
+from sail.serving.errors import TransientError
 from sail.testbed.judge import GoldJudge, Json, chat_reply, tagged
 
 from .doubles import make_group
@@ -292,6 +293,23 @@ def test_no_answer_of_other_weights_than_the_policys_is_kept(store: Store, tmp_p
         artifact = compare_responses(store, responses, judge, "all")
     assert looks == [128, 140, 152], "the first shard is not asked again, the second is"
     assert artifact.result()["judge/error_share"] == 0.0
+
+
+def test_answers_of_unknown_weights_are_asked_for_again(store: Store, tmp_path: Path) -> None:
+    """The look at the server's weights fails once: nothing is kept of that shard, and the run goes on."""
+    responses, looks = write_groups(store, [make_group("a film", GOOD, BAD)]), []
+
+    def unchanged() -> None:
+        looks.append(len(server.reply.asked))  # type: ignore[attr-defined]
+        if len(looks) == 1:
+            raise TransientError("503")
+
+    with serving(Recorder(SURE)) as server:
+        endpoint = PolicyEndpoint(Leaf(tmp_path, "p0l1cy"), lambda: (server.url, "policy"), unchanged=unchanged)
+        artifact = compare_responses(
+            store, responses, judge_comparer("own", JudgeLabeler(url="policy"), endpoint), "all"
+        )
+    assert looks == [2, 4] and artifact.result()["judge/error_share"] == 0.0
 
 
 def test_points_are_scores_and_a_missing_one_leaves_its_pairs_out(store: Store) -> None:

@@ -47,6 +47,16 @@ def test_disk_is_what_is_trained_and_its_optimizer_where_that_is_kept(
         assert found == tuple(number * trained for number in numbers)
 
 
+def test_arms_that_only_evaluate_can_be_planned(testbed: Path, sail: Zygote, tmp_path: Path) -> None:
+    base = small_config(testbed, preset="linear-alignment", num_rounds=0)
+    base = {key: value for key, value in base.items() if key != "update"}
+    arms = {f"rho-{rho}": {"generation.linear_alignment.rho": rho} for rho in (1, 3)}
+    ablation = write_config(tmp_path / "a.yaml", {"base": base, "seeds": [1], "arms": arms})
+    planned = sail.run("plan", ablation, cwd=tmp_path)
+    assert planned.returncode == 0, planned.err
+    assert "for 0 new checkpoints" in planned.out
+
+
 def test_an_arm_that_refreshes_its_sampler_can_be_planned(testbed: Path, sail: Zygote, tmp_path: Path) -> None:
     base = small_config(testbed, num_rounds=1, evaluation={"num_prompts": 0})
     prompts, length = base["prompts"]["per_round"], base["generation"]["max_completion_length"]

@@ -132,9 +132,11 @@ def penalty(preset: str, **route: Any) -> dict[str, Any]:
         penalty("oaif", labels="rm", loss={"type": "sft"}),  # reads no label
     ],
 )
-def test_a_penalty_that_meets_no_score_of_a_sample_is_refused(change: dict[str, Any]) -> None:
-    with pytest.raises(UserError, match=r"missing_eos_penalty: .*no route labels its samples by scores.*Leave it out"):
-        check(change)
+def test_a_penalty_that_meets_no_score_of_a_sample_is_warned_of(change: dict[str, Any]) -> None:
+    """Not refused: the control arm of an ablation has none, and the base of all arms is one."""
+    assert any(
+        "missing_eos_penalty does nothing: no route labels its samples by scores" in line for line in check(change)
+    )
 
 
 def test_a_penalty_that_meets_a_score_in_one_phase_may_stand_for_all() -> None:

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ import pytest
 from sail.core.errors import UserError
 from sail.core.run_settings import VllmSettings
 from sail.generation import ENGINES
-from sail.serving.flags import ENTRY_MODULE, LaunchPlan, rests_by, server_command, server_environment
+from sail.serving.flags import ENTRY_MODULE, LaunchPlan, check_args, rests_by, server_command, server_environment
 
 CPU_ONLY = {
     "--enforce-eager",
@@ -168,8 +169,11 @@ def test_args_are_passed_through_last():
 
 @pytest.mark.parametrize("key", ["port", "chat_template"])
 def test_args_sail_owns_are_refused(key):
-    with pytest.raises(UserError, match=rf"vllm\.args: {key.replace('_', '-')} cannot be passed through"):
-        server_command(plan(), VllmSettings(args={key: 1}))
+    cure = "Leave it out" if key == "port" else "Set chat_template: FILE"
+    refused = pytest.raises(UserError, match=rf"vllm\.args: {key.replace('_', '-')} cannot be passed through. {cure}")
+    for check in (check_args, partial(server_command, plan())):
+        with refused:
+            check(VllmSettings(args={key: 1}))
 
 
 def test_a_runs_chat_template_is_given_to_a_server_that_can_be_asked_in_words():

@@ -206,8 +206,11 @@ class Judge:
                 keep(keys[position], answer_of(self._reply(outcome)))
             except (ServerError, UnreadableReplyError) as error:
                 failed[keys[position]] = error
-        if self.endpoint is not None:
-            self.endpoint.unchanged()
+        try:
+            if self.endpoint is not None:
+                self.endpoint.unchanged()
+        except ServerError as error:  # nobody saw what the answers are of
+            return failed | {key: ServerLostError(f"its weights could not be looked at: {error}") for key in held}
         for key, answer in held.items():
             self.book.put(key, answer)
         return failed
