@@ -185,7 +185,8 @@ class Judge:
     def _fill(self, bodies: Mapping[str, dict[str, Any]]) -> dict[str, str]:
         """Ask what the book does not hold; question -> problem where no answer came, to be asked again next time.
 
-        What a policy's server left unanswered because it died is asked once more, of the one that is started then.
+        Asked once more, after a look at the server or its restart: what a policy's server left unanswered because it
+        died, and what it answered while its weights could not be looked at.
         """
         failed = self._ask_once(bodies)
         lost = {key: bodies[key] for key, error in failed.items() if isinstance(error, ServerLostError)}
